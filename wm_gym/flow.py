@@ -1,0 +1,57 @@
+"""Noise levels, interpolation between frame and noise, and samplers over a denoise callable.
+
+A noise level is in [0, 1]: 0 is the clean frame, 1 is pure noise, with the straight path of rectified flow between them
+(Liu et al. 2022, arXiv 2209.03003, eq. 1). A denoise callable maps (noisy frame, noise level) to a prediction of the clean frame;
+samplers know nothing else about the network.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from wm_gym.array_typing import ModelFrame, NoiseLevel
+
+Denoise = Callable[[ModelFrame, NoiseLevel], ModelFrame]
+
+
+def expand_level(noise_level: Tensor, frame: Tensor) -> Tensor:
+    """Append axes to ``noise_level`` until it broadcasts against ``frame`` (levels match the leading axes)."""
+    return noise_level.reshape(noise_level.shape + (1,) * (frame.ndim - noise_level.ndim))
+
+
+def add_noise(frame: Tensor, noise: Tensor, noise_level: Tensor) -> Tensor:
+    """``(1 - noise_level) * frame + noise_level * noise``; levels ``[B]`` or ``[B, T]`` match the leading axes of ``frame``."""
+    level = expand_level(noise_level, frame).to(frame.dtype)
+    return frame + level * (noise - frame)
+
+
+def linear_schedule(num_denoising_steps: int) -> tuple[float, ...]:
+    """Noise levels from 1 down to 0, evenly spaced, ``num_denoising_steps + 1`` of them.
+
+    Raises:
+        ValueError: if ``num_denoising_steps`` is not a positive whole number.
+    """
+    if not isinstance(num_denoising_steps, int) or num_denoising_steps < 1:
+        raise ValueError(f"num_denoising_steps is {num_denoising_steps!r}; expected a whole number of at least 1.")
+    return tuple(1 - i / num_denoising_steps for i in range(num_denoising_steps + 1))
+
+
+def euler_update(noisy: Tensor, clean: Tensor, level: float, next_level: float) -> Tensor:
+    """Move along the straight path from ``level`` to ``next_level``, given a prediction of the clean frame.
+
+    The velocity of the path is ``(noisy - clean) / level`` (arXiv 2209.03003, eq. 2); at ``next_level`` 0 this is ``clean``.
+    """
+    return torch.lerp(clean, noisy, next_level / level)
+
+
+def euler_sampler(denoise: Denoise, noise: ModelFrame, schedule: tuple[float, ...]) -> ModelFrame:
+    """Solve from pure noise to a clean frame with one call of ``denoise`` for each interval of ``schedule``."""
+    frame = noise
+    for level, next_level in itertools.pairwise(schedule):
+        clean = denoise(frame, frame.new_full((frame.shape[0],), level))
+        frame = euler_update(frame, clean, level, next_level)
+    return frame

@@ -1,0 +1,1 @@
+"""The network: layers, the block-wise scan, frame-local attention, the backbone, and the state that it carries."""

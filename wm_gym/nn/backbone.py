@@ -1,0 +1,139 @@
+"""The raw network: noisy frames and conditions in, clean frames and event logits out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from wm_gym.array_typing import (
+    Actions,
+    Condition,
+    FrameMask,
+    ModelFrames,
+    NoiseLevels,
+    Poses,
+    RewardLogits,
+    RowCount,
+    TerminationLogits,
+)
+from wm_gym.nn.block_scan import CONV_TAPS
+from wm_gym.nn.config import WorldModelConfig
+from wm_gym.nn.heads import EventHead, FrameHead, PatchEmbedding
+from wm_gym.nn.layers import Layer, fourier_features
+from wm_gym.nn.local_attention import Rotary
+from wm_gym.nn.state import LayerState
+from wm_gym.ops import frame_block_mask
+
+
+class Output(NamedTuple):
+    """What the network says of each of T frames.
+
+    Attributes:
+        frame: prediction of the clean frame, in [-1, 1] up to error.
+        reward_logits: over ``config.reward_values``, for the transition that led to the frame.
+        termination_logits: whether that transition ended the episode.
+    """
+
+    frame: ModelFrames
+    reward_logits: RewardLogits
+    termination_logits: TerminationLogits
+
+
+class ConditionEmbedding(nn.Module):
+    """Noise level + action that led to the frame + optional pose, as one vector per frame."""
+
+    def __init__(self, config: WorldModelConfig) -> None:
+        super().__init__()
+        width = config.condition_width
+        self.width = width
+        self.noise = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.no_action = nn.Parameter(torch.randn(width) * 0.02)
+        if config.action_kind == "discrete":
+            self.action: nn.Module = nn.Embedding(config.action_size, width)
+            nn.init.normal_(self.action.weight, std=0.5)  # pyright: ignore[reportArgumentType]
+        else:
+            self.action = nn.Sequential(nn.Linear(config.action_size, width), nn.SiLU(), nn.Linear(width, width))
+        self.pose = None
+        if config.pose_size:
+            self.pose = nn.Sequential(nn.Linear(config.pose_size, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(
+        self, noise_level: NoiseLevels, actions: Actions, has_action: FrameMask, pose: Poses | None
+    ) -> Condition:
+        """Embed; ``actions[:, t]`` led to frame t and is ignored where ``has_action`` is False."""
+        action = torch.where(has_action[..., None], self.action(actions), self.no_action)
+        condition = self.noise(fourier_features(noise_level, self.width)) + action
+        if self.pose is not None and pose is not None:
+            condition = condition + self.pose(pose)
+        return F.silu(condition)
+
+
+class Backbone(nn.Module):
+    """Patch embedding, layers and heads."""
+
+    def __init__(self, config: WorldModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = PatchEmbedding(config)
+        self.condition = ConditionEmbedding(config)
+        self.layers = nn.ModuleList(Layer(config, size) for size in config.block_sizes)
+        self.frame_head = FrameHead(config)
+        self.event_head = EventHead(config)
+
+    def initial_layers(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> tuple[LayerState, ...]:
+        """Empty memories; ``dtype`` is that of activations, SSM states are float32."""
+        c = self.config
+        inner = c.num_scan_heads * c.head_dim
+        states = []
+        for size in c.block_sizes:
+            blocks = c.num_tokens // size**2
+            kv_shape = (batch_size, c.window, c.num_tokens, 2, c.num_attention_heads, c.width // c.num_attention_heads)
+            states.append(
+                LayerState(
+                    torch.zeros(batch_size, blocks, c.num_scan_heads, c.head_dim, c.state_dim, device=device),
+                    torch.zeros(batch_size, blocks, CONV_TAPS - 1, inner + 2 * c.state_dim, device=device, dtype=dtype),
+                    torch.zeros(kv_shape, device=device, dtype=dtype),
+                )
+            )
+        return tuple(states)
+
+    def forward(
+        self,
+        frames: ModelFrames,
+        noise_level: NoiseLevels,
+        actions: Actions,
+        has_action: FrameMask,
+        pose: Poses | None,
+        layers: tuple[LayerState, ...] | None = None,
+        num_cached: RowCount | None = None,
+        num_committed: int = 0,
+    ) -> tuple[Output, tuple[LayerState, ...]]:
+        """Run T frames after the memory in ``layers`` (None: from nothing, and no memory is returned).
+
+        Args:
+            frames: ``[B, T, C, H, W]`` at their noise levels ``[B, T]``.
+            actions: ``[B, T]`` or ``[B, T, A]``; the action that led to each frame, where ``has_action`` ``[B, T]``.
+            pose: ``[B, T, P]`` or None.
+            num_cached: frames in memory per row.
+            num_committed: leading frames that enter the memory that is returned; the others only read it.
+        """
+        c = self.config
+        condition = self.condition(noise_level, actions, has_action, pose)
+        tokens = self.embedding(frames)
+        length = frames.shape[1] + (0 if layers is None else c.window)
+        head_dim = c.width // c.num_attention_heads
+        rotary = Rotary.create(length, c.token_rows, c.token_columns, head_dim, frames.device)
+        block_mask = None
+        if layers is None and frames.is_cuda:
+            block_mask = frame_block_mask(frames.shape[1], c.num_tokens, c.window, frames.device)
+        new_layers = []
+        for i, layer in enumerate(self.layers):
+            before = None if layers is None else layers[i]
+            tokens, after = layer(tokens, condition, rotary, before, num_cached, num_committed, block_mask)
+            if after is not None:
+                new_layers.append(after)
+        reward_logits, termination_logits = self.event_head(tokens)
+        return Output(self.frame_head(tokens, condition), reward_logits, termination_logits), tuple(new_layers)

@@ -1,0 +1,107 @@
+"""The configuration that a checkpoint carries and that every part of the network reads."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class WorldModelConfig:
+    """Shape of a world model.
+
+    Attributes:
+        frame_height, frame_width, frame_channels: pixels of a frame.
+        patch_size: side of the square of pixels that makes one token.
+        width: channels of a token, D.
+        block_sizes: one layer per entry; side, in tokens, of the layer's scan blocks.
+        head_dim, state_dim, expand: Mamba2's head size, state size per head and inner expansion.
+        window: previous frames that frame-local attention sees (k of the paper).
+        num_attention_heads: heads of the local attention; ``width`` must be divisible by it.
+        feed_forward_multiplier: hidden width of the feed-forward part over ``width``.
+        condition_width: width of the embedding of noise level, action and pose.
+        action_kind, action_size: "discrete" with the number of actions, or "continuous" with the number of dimensions.
+        pose_size: dimensions of the pose that conditions each frame; 0 for none.
+        reward_values: the rewards that the head tells apart.
+    """
+
+    frame_height: int = 64
+    frame_width: int = 64
+    frame_channels: int = 3
+    patch_size: int = 8
+    width: int = 256
+    block_sizes: tuple[int, ...] = (2, 4, 8, 1, 2, 4, 8, 1)
+    head_dim: int = 64
+    state_dim: int = 64
+    expand: int = 2
+    window: int = 8
+    num_attention_heads: int = 4
+    feed_forward_multiplier: int = 4
+    condition_width: int = 128
+    action_kind: Literal["discrete", "continuous"] = "discrete"
+    action_size: int = 6
+    pose_size: int = 0
+    reward_values: tuple[float, ...] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.frame_height % self.patch_size or self.frame_width % self.patch_size:
+            raise ValueError(
+                f"frames of {self.frame_height}x{self.frame_width} cannot be cut into patches of {self.patch_size}; "
+                "choose a patch_size that divides both sides."
+            )
+        if not self.block_sizes:
+            raise ValueError("block_sizes is empty; give one block size per layer.")
+        for size in self.block_sizes:
+            if size < 1 or self.token_rows % size or self.token_columns % size:
+                raise ValueError(
+                    f"block size {size} does not divide the token grid {self.token_rows}x{self.token_columns}; "
+                    "choose block_sizes that divide both sides."
+                )
+        if (self.expand * self.width) % self.head_dim:
+            raise ValueError(f"head_dim {self.head_dim} does not divide expand * width = {self.expand * self.width}.")
+        if self.width % self.num_attention_heads or (self.width // self.num_attention_heads) % 2:
+            raise ValueError(
+                f"width {self.width} cannot be split into {self.num_attention_heads} attention heads of even size."
+            )
+        if self.action_kind not in ("discrete", "continuous"):
+            raise ValueError(f"action_kind is {self.action_kind!r}; expected 'discrete' or 'continuous'.")
+        if self.action_size < 1 or self.window < 1 or self.pose_size < 0:
+            raise ValueError("action_size and window must be at least 1, and pose_size at least 0.")
+        if not self.reward_values or len(set(self.reward_values)) != len(self.reward_values):
+            raise ValueError(f"reward_values are {self.reward_values}; expected at least one value, all different.")
+
+    @property
+    def token_rows(self) -> int:
+        return self.frame_height // self.patch_size
+
+    @property
+    def token_columns(self) -> int:
+        return self.frame_width // self.patch_size
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens per frame, N."""
+        return self.token_rows * self.token_columns
+
+    @property
+    def num_scan_heads(self) -> int:
+        return self.expand * self.width // self.head_dim
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as JSON types."""
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> WorldModelConfig:
+        """Inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError: if a key is unknown or missing, or a value does not fit.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(values.keys() - names):
+            raise ValueError(f"unknown configuration keys {unknown}; this version knows {sorted(names)}.")
+        if missing := sorted(names - values.keys()):
+            raise ValueError(f"configuration lacks {missing}; the checkpoint is of another version or damaged.")
+        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})

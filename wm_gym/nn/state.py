@@ -1,0 +1,150 @@
+"""The memory of a dream: values that go in and come out of the network, never hidden in it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from wm_gym.array_typing import Action, ConvState, KVCache, ModelFrame, Pose, RowCount, RowMask, SSMState
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """What one layer keeps of the frames in memory.
+
+    Attributes:
+        ssm_state: one SSM state per block, float32.
+        conv_state: the last inputs of the scan's short convolution, per block.
+        kv_cache: keys (before rotation) and values of the last ``window`` frames, newest last.
+    """
+
+    ssm_state: SSMState
+    conv_state: ConvState
+    kv_cache: KVCache
+
+
+@dataclass(frozen=True)
+class PendingFrame:
+    """The newest frame: known, not yet in memory. It enters in the pass that denoises the next one.
+
+    Attributes:
+        frame: in [-1, 1].
+        action: the action that led to it; anything where ``has_action`` is False.
+        has_action: False for the first frame of a dream.
+        pose: its pose, if the model is conditioned on poses.
+    """
+
+    frame: ModelFrame
+    action: Action
+    has_action: RowMask
+    pose: Pose | None
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """Everything that a dream remembers, for a batch of B independent dreams.
+
+    Attributes:
+        layers: one :class:`LayerState` per layer.
+        num_committed: frames in memory, per row.
+        pending: the newest frame, or None while no frame has been seen.
+    """
+
+    layers: tuple[LayerState, ...]
+    num_committed: RowCount
+    pending: PendingFrame | None = None
+
+    @property
+    def batch_size(self) -> int:
+        return self.num_committed.shape[0]
+
+    @property
+    def num_frames(self) -> RowCount:
+        """Frames seen so far, the pending one included, per row ``[B]``."""
+        return self.num_committed + int(self.pending is not None)
+
+    def num_bytes(self) -> int:
+        """Bytes that the state holds, all rows together; constant from the first ``window`` frames to the last."""
+        return sum(t.numel() * t.element_size() for t in self.to_tensors().values())
+
+    def clone(self) -> ModelState:
+        """A copy that shares no storage."""
+        return _map(torch.clone, self)
+
+    def to(self, device: torch.device | str) -> ModelState:
+        """The state on another device."""
+        return _map(lambda t: t.to(device), self)
+
+    def index(self, rows: int | Tensor) -> ModelState:
+        """Pick rows; the batch axis stays, also for a single row. ``rows``: a row number or a tensor of row numbers."""
+        picked = torch.tensor([rows]) if isinstance(rows, int) else rows
+        return _map(lambda t: t[picked.to(t.device)], self)
+
+    def where(self, mask: RowMask, other: ModelState) -> ModelState:
+        """Keep the rows of this state where ``mask`` is True and take those of ``other`` elsewhere (as ``Tensor.where``).
+
+        Raises:
+            ValueError: if only one of the two states has seen frames.
+        """
+        if (self.pending is None) != (other.pending is None):
+            raise ValueError("one state has seen frames and the other has not; prefill both before mixing their rows.")
+        return _map(lambda a, b: torch.where(mask.reshape(-1, *[1] * (a.ndim - 1)).to(a.device), a, b), self, other)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """The state as named tensors, fit for safetensors; inverse of :meth:`from_tensors`."""
+        named: dict[str, Tensor] = {"num_committed": self.num_committed}
+        for i, layer in enumerate(self.layers):
+            for field in dataclasses.fields(layer):
+                named[f"layers.{i}.{field.name}"] = getattr(layer, field.name)
+        if self.pending is not None:
+            for field in dataclasses.fields(self.pending):
+                if (value := getattr(self.pending, field.name)) is not None:
+                    named[f"pending.{field.name}"] = value
+        return {name: value.contiguous() for name, value in named.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> ModelState:
+        """Rebuild a state from :meth:`to_tensors`.
+
+        Raises:
+            ValueError: if a tensor is missing.
+        """
+        num_layers = len({key.split(".")[1] for key in tensors if key.startswith("layers.")})
+        try:
+            layers = tuple(
+                LayerState(**{f.name: tensors[f"layers.{i}.{f.name}"] for f in dataclasses.fields(LayerState)})
+                for i in range(num_layers)
+            )
+            pending = None
+            if any(key.startswith("pending.") for key in tensors):
+                pending = PendingFrame(
+                    tensors["pending.frame"],
+                    tensors["pending.action"],
+                    tensors["pending.has_action"],
+                    tensors.get("pending.pose"),
+                )
+            return cls(layers, tensors["num_committed"], pending)
+        except KeyError as error:
+            raise ValueError(f"the saved state lacks {error}; it is damaged or of another version.") from None
+
+
+def _map(function: Callable[..., Tensor], first: T, *rest: T) -> T:
+    """Apply ``function`` to corresponding tensors of nested dataclasses and tuples."""
+    if isinstance(first, Tensor):
+        return function(first, *rest)
+    if isinstance(first, tuple):
+        return tuple(_map(function, *items) for items in zip(first, *rest, strict=True))  # pyright: ignore[reportReturnType]
+    if first is None:
+        return first
+    fields: dict[str, Any] = {
+        field.name: _map(function, *(getattr(value, field.name) for value in (first, *rest)))
+        for field in dataclasses.fields(first)  # pyright: ignore[reportArgumentType]
+    }
+    return dataclasses.replace(first, **fields)  # pyright: ignore[reportArgumentType, reportReturnType, reportCallIssue, reportGeneralTypeIssues]

@@ -1,0 +1,64 @@
+"""The scan in chunks, in plain PyTorch: the state-space dual form (arXiv 2405.21060, section 6, listing 1).
+
+Inside a chunk the recurrence is a masked matrix product; between chunks only states are passed on.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wm_gym.array_typing import ScanInput, ScanProjection, ScanState, ScanStep
+
+
+def _segment_decay(log_decay: Tensor) -> Tensor:
+    """``out[..., i, j] = exp(sum of log_decay[..., j+1 .. i])`` for ``j <= i``, else 0."""
+    cumulative = log_decay.cumsum(-1)
+    length = log_decay.shape[-1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=log_decay.device).tril()
+    difference = cumulative[..., :, None] - cumulative[..., None, :]
+    return difference.masked_fill(~causal, float("-inf")).exp()
+
+
+def ssd_scan(
+    x: ScanInput,
+    dt: ScanStep,
+    a: Tensor,
+    b: ScanProjection,
+    c: ScanProjection,
+    skip: Tensor,
+    initial_state: ScanState | None = None,
+    chunk_size: int = 64,
+) -> tuple[ScanInput, ScanState]:
+    """Same contract as :func:`wm_gym.ops.reference.ssd_scan`; states are kept in float32."""
+    sequences, length, heads, dim = x.shape
+    chunk = min(chunk_size, length)
+    padding = -length % chunk
+    # A padded token has dt = 0: it neither decays nor feeds the state.
+    u, step = (x * dt[..., None]).float(), dt.float()
+    bf, cf = b.float(), c.float()
+    if padding:
+        u = F.pad(u, (0, 0, 0, 0, 0, padding))
+        step = F.pad(step, (0, 0, 0, padding))
+        bf, cf = F.pad(bf, (0, 0, 0, padding)), F.pad(cf, (0, 0, 0, padding))
+    chunks = (length + padding) // chunk
+    u = u.reshape(sequences, chunks, chunk, heads, dim).transpose(2, 3)
+    bf, cf = bf.reshape(sequences, chunks, chunk, -1), cf.reshape(sequences, chunks, chunk, -1)
+    log_decay = (step * a.float()).reshape(sequences, chunks, chunk, heads).transpose(2, 3)
+    cumulative = log_decay.cumsum(-1)
+
+    inside = (cf @ bf.transpose(-1, -2))[:, :, None] * _segment_decay(log_decay)
+    y = inside @ u
+
+    to_end = (cumulative[..., -1:] - cumulative).exp()
+    chunk_states = torch.einsum("nchlp,ncls->nchps", u * to_end[..., None], bf)
+    if initial_state is None:
+        initial_state = chunk_states.new_zeros(sequences, heads, dim, bf.shape[-1])
+    states = torch.cat([initial_state.float()[:, None], chunk_states], dim=1)
+    between = _segment_decay(F.pad(cumulative[..., -1], (0, 0, 1, 0)).transpose(1, 2))
+    states = torch.einsum("nhij,njhps->nihps", between, states)
+    y = y + torch.einsum("ncls,nchps->nchlp", cf, states[:, :-1]) * cumulative.exp()[..., None]
+
+    y = y.transpose(2, 3).reshape(sequences, chunks * chunk, heads, dim)[:, :length]
+    return (y + skip.float()[:, None] * x.float()).to(x.dtype), states[:, -1]

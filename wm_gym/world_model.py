@@ -1,0 +1,354 @@
+"""The world model: a denoiser of frames with a memory that goes in and comes out. Knows nothing of Gymnasium."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+
+from wm_gym.array_typing import (
+    Action,
+    Actions,
+    Frame,
+    Frames,
+    ModelFrame,
+    ModelFrames,
+    NoiseLevel,
+    NoiseLevels,
+    Pose,
+    Poses,
+)
+from wm_gym.checkpoint import load_checkpoint
+from wm_gym.codec import frames_to_model, quantize
+from wm_gym.flow import euler_update, linear_schedule
+from wm_gym.nn.backbone import Backbone, Output
+from wm_gym.nn.config import WorldModelConfig
+from wm_gym.nn.state import LayerState, ModelState, PendingFrame
+
+__all__ = ["ModelState", "Output", "Prediction", "WorldModel", "WorldModelConfig"]
+
+_PREFILL_FRAMES = 128  # frames of context per parallel pass; bounds the memory that a long context takes
+
+
+class Prediction(NamedTuple):
+    """One imagined frame for each of B dreams.
+
+    Attributes:
+        frame: ``[B, C, H, W]`` in [-1, 1].
+        reward: the most probable of ``config.reward_values``, ``[B]``.
+        termination: probability that the episode ended, ``[B]``.
+        reward_logits: ``[B, R]``.
+        termination_logits: ``[B]``.
+    """
+
+    frame: ModelFrame
+    reward: Tensor
+    termination: Tensor
+    reward_logits: Tensor
+    termination_logits: Tensor
+
+
+class WorldModel(nn.Module):
+    """Long-context state-space video world model (arXiv 2505.20171) with reward and termination heads.
+
+    ``action[t]`` is taken at frame t and leads to frame t + 1; frame 0 is conditioned on no action. On a GPU the network
+    computes in bfloat16 with float32 weights and SSM states.
+    """
+
+    reward_values: Tensor
+
+    def __init__(self, config: WorldModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config)
+        self.register_buffer("reward_values", torch.tensor(config.reward_values), persistent=False)
+
+    @classmethod
+    def from_checkpoint(cls, name_or_path: str, device: torch.device | str = "cpu") -> WorldModel:
+        """Load a trained model: a packaged name, a path, or a Hugging Face Hub id. Weights are frozen.
+
+        Raises:
+            FileNotFoundError: if there is no such checkpoint.
+            ValueError: if the file is damaged, foreign, or does not fit its own configuration.
+        """
+        checkpoint = load_checkpoint(name_or_path, device="cpu")
+        return cls.from_weights(checkpoint.config, checkpoint.tensors, device, name=str(name_or_path))
+
+    @classmethod
+    def from_weights(
+        cls,
+        config: dict[str, Any],
+        tensors: dict[str, Tensor],
+        device: torch.device | str = "cpu",
+        name: str = "checkpoint",
+    ) -> WorldModel:
+        """Build from a checkpoint's configuration and tensors; raises ValueError if the two do not fit."""
+        model = cls(WorldModelConfig.from_dict(config))
+        expected, given = model.state_dict(), tensors
+        if expected.keys() != given.keys() or any(expected[k].shape != given[k].shape for k in expected):
+            wrong = [k for k in expected.keys() | given.keys() if k not in given or k not in expected]
+            wrong += [k for k in expected.keys() & given.keys() if expected[k].shape != given[k].shape]
+            raise ValueError(f"weights of {name} do not fit its configuration (first mismatch: {min(wrong)}).")
+        model.load_state_dict({key: value.float() for key, value in tensors.items()})
+        return model.to(device).eval().requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.reward_values.device
+
+    def forward(
+        self, frames: ModelFrames, noise_level: NoiseLevels, actions: Actions, pose: Poses | None = None
+    ) -> Output:
+        """Training pass: predict the clean version of every frame of a segment from it and the frames before it.
+
+        Args:
+            frames: ``[B, T, C, H, W]``, each frame at its own noise level.
+            noise_level: ``[B, T]`` in [0, 1].
+            actions: ``[B, T - 1]`` or ``[B, T - 1, A]``; ``actions[:, t]`` leads from frame t to frame t + 1.
+            pose: ``[B, T, P]`` if the configuration has a pose; None gives none.
+
+        Returns:
+            Clean frames and event logits; index t + 1 speaks of the transition from t to t + 1.
+        """
+        batch, length = frames.shape[:2]
+        self._check_actions(actions, batch, length - 1)
+        led = torch.cat([actions.new_zeros(batch, 1, *actions.shape[2:]), actions], dim=1)
+        has_action = (torch.arange(length, device=frames.device) > 0).expand(batch, -1)
+        self._check_pose(pose, (batch, length))
+        return self.backbone(frames, noise_level, led, has_action, pose)[0]
+
+    def initial_state(self, batch_size: int) -> ModelState:
+        """A memory in which nothing has been seen yet, for ``batch_size`` dreams."""
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        layers = self.backbone.initial_layers(batch_size, self.device, dtype)
+        return ModelState(layers, torch.zeros(batch_size, dtype=torch.int64, device=self.device))
+
+    def prefill(self, state: ModelState, frames: Frames, actions: Actions, pose: Poses | None = None) -> ModelState:
+        """Read real frames into memory, in parallel; may be called again with the frames that follow.
+
+        Args:
+            frames: uint8 ``[B, T, H, W, C]``.
+            actions: the actions between the frames: T - 1 of them for an empty state; T for a state that has seen frames
+                (the first leads from its newest frame to ``frames[:, 0]``).
+            pose: poses of the frames, if the model is conditioned on poses.
+
+        Raises:
+            TypeError, ValueError: if frames, actions or poses do not fit the model or each other.
+        """
+        self._check_frames(frames, state.batch_size)
+        batch, length = frames.shape[:2]
+        empty = state.pending is None
+        self._check_actions(actions, batch, length - 1 if empty else length)
+        self._check_pose(pose, (batch, length))
+        has_action = torch.ones(batch, length, dtype=torch.bool, device=frames.device)
+        if empty:
+            actions = torch.cat([actions.new_zeros(batch, 1, *actions.shape[2:]), actions], dim=1)
+            has_action[:, 0] = False
+        for start in range(0, length, _PREFILL_FRAMES):
+            part = slice(start, min(start + _PREFILL_FRAMES, length))
+            clean = frames_to_model(frames[:, part])
+            fresh = PendingFrame(clean, actions[:, part], has_action[:, part], None if pose is None else pose[:, part])
+            state = self._append(state, fresh)
+        return state
+
+    def denoise(
+        self,
+        state: ModelState,
+        noisy_frame: ModelFrame,
+        noise_level: NoiseLevel,
+        action: Action,
+        pose: Pose | None = None,
+    ) -> Prediction:
+        """Predict the clean frame that follows the state under ``action``, from a noisy one. The state stays as it is.
+
+        Args:
+            noisy_frame: ``[B, C, H, W]`` at ``noise_level`` ``[B]``.
+            action: taken at the newest frame, ``[B]`` int64 or ``[B, A]`` float.
+            pose: pose of the frame to come, ``[B, P]``.
+        """
+        noisy = self._next_frame(state, noisy_frame, action, pose)
+        return self._predict(state, noisy, noise_level, num_committed=0)[0]
+
+    def advance(
+        self, state: ModelState, frame: Frame | ModelFrame, action: Action, pose: Pose | None = None
+    ) -> ModelState:
+        """Make ``frame`` the newest frame of the state; the one that was newest enters the memory.
+
+        Args:
+            frame: uint8 ``[B, H, W, C]``, or float ``[B, C, H, W]`` in [-1, 1], which is rounded to the 256 levels of uint8.
+            action: the action that led to it.
+            pose: its pose.
+        """
+        clean = frames_to_model(frame) if frame.dtype == torch.uint8 else quantize(frame)
+        if state.pending is None:
+            raise ValueError("the state has seen no frame yet; call prefill with at least one real frame first.")
+        fresh = self._next_frame(state, clean, action, pose)
+        return self._append(state, _with_time(fresh))
+
+    def step(
+        self,
+        state: ModelState,
+        action: Action,
+        generator: Generator | Sequence[Generator],
+        num_denoising_steps: int = 1,
+        pose: Pose | None = None,
+    ) -> tuple[Prediction, ModelState]:
+        """Imagine one frame and take it into the state: ``denoise`` from noise, then ``advance``, in ``num_denoising_steps`` passes.
+
+        The first pass runs the state's newest frame, which enters memory, together with the noise of the next frame, which
+        only reads it; so one denoising step costs one pass.
+
+        Args:
+            action: taken at the newest frame, ``[B]`` int64 or ``[B, A]`` float.
+            generator: source of the noise, or one per row; on the model's device or on the CPU.
+            num_denoising_steps: passes per frame.
+            pose: pose of the frame to come.
+
+        Returns:
+            The prediction and the state that has it as its newest frame.
+        """
+        schedule = linear_schedule(num_denoising_steps)
+        noise = self._noise(state.batch_size, generator)
+        noisy = self._next_frame(state, noise, action, pose)
+        level = noise.new_ones(state.batch_size)
+        prediction, layers = self._predict(state, noisy, level, num_committed=1)
+        committed = ModelState(layers, state.num_committed + 1)
+        for before, now in itertools.pairwise(schedule[:-1]):
+            frame = euler_update(noisy.frame, prediction.frame, before, now)
+            noisy = dataclasses.replace(noisy, frame=frame)
+            prediction, _ = self._predict(committed, noisy, level * now, num_committed=0)
+        newest = PendingFrame(quantize(prediction.frame), noisy.action, noisy.has_action, noisy.pose)
+        return prediction, ModelState(committed.layers, committed.num_committed, newest)
+
+    def _append(self, state: ModelState, fresh: PendingFrame) -> ModelState:
+        """Take in T clean frames (a PendingFrame with a time axis): all enter memory but the last, which becomes pending."""
+        sequence = fresh if state.pending is None else _concatenate(_with_time(state.pending), fresh)
+        num_committed = sequence.frame.shape[1] - 1
+        layers = state.layers
+        if num_committed:
+            clean = sequence.frame.new_zeros(sequence.frame.shape[:2])
+            layers = self._run(state, sequence, clean, slice(0, num_committed), num_committed)[1]
+        return ModelState(layers, state.num_committed + num_committed, _at_time(sequence, -1))
+
+    def _predict(
+        self, state: ModelState, noisy: PendingFrame, level: NoiseLevel, num_committed: int
+    ) -> tuple[Prediction, tuple[LayerState, ...]]:
+        """Run the pending frame, if there is one, and then the noisy frame; return what is said of the latter."""
+        sequence, levels = _with_time(noisy), level[:, None]
+        if state.pending is not None:
+            sequence = _concatenate(_with_time(state.pending), sequence)
+            levels = torch.cat([torch.zeros_like(levels), levels], dim=1)
+        output, layers = self._run(state, sequence, levels, slice(None), num_committed)
+        reward_logits, termination_logits = output.reward_logits[:, -1], output.termination_logits[:, -1]
+        reward = self.reward_values[reward_logits.argmax(-1)]
+        prediction = Prediction(
+            output.frame[:, -1], reward, termination_logits.sigmoid(), reward_logits, termination_logits
+        )
+        return prediction, layers
+
+    def _run(
+        self, state: ModelState, sequence: PendingFrame, levels: NoiseLevels, part: slice, num_committed: int
+    ) -> tuple[Output, tuple[LayerState, ...]]:
+        pose = None if sequence.pose is None else sequence.pose[:, part]
+        autocast = torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else contextlib.nullcontext()
+        with autocast:
+            return self.backbone(
+                sequence.frame[:, part],
+                levels[:, part],
+                sequence.action[:, part],
+                sequence.has_action[:, part],
+                pose,
+                state.layers,
+                state.num_committed,
+                num_committed,
+            )
+
+    def _next_frame(self, state: ModelState, frame: ModelFrame, action: Action, pose: Pose | None) -> PendingFrame:
+        c, batch = self.config, state.batch_size
+        expected = (batch, c.frame_channels, c.frame_height, c.frame_width)
+        if tuple(frame.shape) != expected:
+            raise ValueError(f"frame has shape {tuple(frame.shape)}; expected {expected} in model space.")
+        if state.pending is None:
+            raise ValueError("the state has seen no frame yet; call prefill with at least one real frame first.")
+        self._check_actions(action[:, None], batch, 1)
+        self._check_pose(pose, (batch,))
+        has_action = torch.ones(batch, dtype=torch.bool, device=frame.device)
+        return PendingFrame(frame, action, has_action, pose)
+
+    def _noise(self, batch_size: int, generator: Generator | Sequence[Generator]) -> ModelFrame:
+        c = self.config
+        shape = (c.frame_channels, c.frame_height, c.frame_width)
+        if isinstance(generator, Generator):
+            noise = torch.randn(batch_size, *shape, generator=generator, device=generator.device)
+        elif len(generator) == batch_size:
+            noise = torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generator])
+        else:
+            raise ValueError(f"{len(generator)} generators given for {batch_size} rows; give one, or one per row.")
+        return noise.to(self.device)
+
+    def _check_frames(self, frames: Tensor, batch_size: int) -> None:
+        c = self.config
+        expected = (c.frame_height, c.frame_width, c.frame_channels)
+        if frames.dtype != torch.uint8:
+            raise TypeError(f"frames are {frames.dtype}; expected torch.uint8.")
+        if (
+            frames.ndim != 5
+            or frames.shape[0] != batch_size
+            or frames.shape[1] < 1
+            or tuple(frames.shape[2:]) != expected
+        ):
+            raise ValueError(
+                f"frames have shape {tuple(frames.shape)}; expected [{batch_size}, T, {', '.join(map(str, expected))}], T >= 1."
+            )
+
+    def _check_actions(self, actions: Tensor, batch_size: int, count: int) -> None:
+        c = self.config
+        discrete = c.action_kind == "discrete"
+        expected = (batch_size, count) if discrete else (batch_size, count, c.action_size)
+        if tuple(actions.shape) != expected:
+            raise ValueError(
+                f"actions have shape {tuple(actions.shape)}; expected {expected}: one action between each two frames."
+            )
+        if discrete != (not actions.is_floating_point()):
+            raise TypeError(f"actions are {actions.dtype}; expected {'int64' if discrete else 'a float dtype'}.")
+
+    def _check_pose(self, pose: Tensor | None, leading: tuple[int, ...]) -> None:
+        if pose is None:
+            return
+        expected = (*leading, self.config.pose_size)
+        if not self.config.pose_size:
+            raise ValueError("a pose was given to a model without pose conditioning; leave it out.")
+        if tuple(pose.shape) != expected:
+            raise ValueError(f"pose has shape {tuple(pose.shape)}; expected {expected}.")
+
+
+def _with_time(frame: PendingFrame) -> PendingFrame:
+    """Give a single frame an axis of one time step, ``[B, 1, …]``."""
+    pose = None if frame.pose is None else frame.pose[:, None]
+    return PendingFrame(frame.frame[:, None], frame.action[:, None], frame.has_action[:, None], pose)
+
+
+def _at_time(sequence: PendingFrame, t: int) -> PendingFrame:
+    """The single frame t of a sequence ``[B, T, …]``."""
+    pose = None if sequence.pose is None else sequence.pose[:, t]
+    return PendingFrame(sequence.frame[:, t], sequence.action[:, t], sequence.has_action[:, t], pose)
+
+
+def _concatenate(first: PendingFrame, second: PendingFrame) -> PendingFrame:
+    """Two sequences after each other in time. Poses must be given for both or neither."""
+    if (first.pose is None) != (second.pose is None):
+        raise ValueError("poses were given for some frames of this dream and not for others; give all or none.")
+    pose = None
+    if first.pose is not None and second.pose is not None:
+        pose = torch.cat([first.pose, second.pose], dim=1)
+    return PendingFrame(
+        torch.cat([first.frame, second.frame], dim=1),
+        torch.cat([first.action, second.action], dim=1),
+        torch.cat([first.has_action, second.has_action], dim=1),
+        pose,
+    )
