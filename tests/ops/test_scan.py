@@ -42,6 +42,34 @@ def test_chunked_scan_equals_recurrence_in_outputs_states_and_gradients(length: 
         torch.testing.assert_close(fast[name].grad, slow[name].grad, rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("num_committed", [0, 1, 4, 9])
+def test_single_chunk_equals_recurrence_up_to_the_committed_token(num_committed: int) -> None:
+    fast, slow = scan_inputs(9, with_state=True), scan_inputs(9, with_state=True)
+    y, state = ssd.ssd_chunk(**fast, num_committed=num_committed)
+    y_ref, _ = reference.ssd_scan(**slow)
+    head = {k: v[:, :num_committed] if k in ("x", "dt", "b", "c") else v for k, v in slow.items()}
+    state_ref = reference.ssd_scan(**head)[1] if num_committed else slow["initial_state"]
+    torch.testing.assert_close(y, y_ref, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(state, state_ref, rtol=1e-4, atol=1e-5)
+    (y.square().sum() + state.square().sum()).backward()
+    (y_ref.square().sum() + state_ref.square().sum()).backward()
+    for name in fast:
+        torch.testing.assert_close(fast[name].grad, slow[name].grad, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("length", [5, 150])
+@pytest.mark.parametrize("num_committed", [0, 3, None])
+def test_picked_scan_gives_the_state_after_the_committed_tokens(length: int, num_committed: int | None) -> None:
+    inputs = scan_inputs(length, with_state=True)
+    y, state = ops.ssd_scan(**inputs, num_committed=num_committed)
+    y_ref, state_ref = reference.ssd_scan(**inputs)
+    if num_committed is not None:
+        head = {k: v[:, :num_committed] if k in ("x", "dt", "b", "c") else v for k, v in inputs.items()}
+        state_ref = reference.ssd_scan(**head)[1] if num_committed else inputs["initial_state"]
+    torch.testing.assert_close(y, y_ref, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(state, state_ref, rtol=1e-3, atol=1e-4)
+
+
 def test_scan_split_anywhere_equals_scan_in_one() -> None:
     inputs = scan_inputs(23, with_state=False)
     whole, final = ssd.ssd_scan(**inputs, chunk_size=8)

@@ -80,26 +80,12 @@ class BlockScan(nn.Module):
         a = -torch.exp(self.log_decay.float())
         ssm_state = None if state is None else state.ssm_state.flatten(0, 1)
 
-        committed = num_committed * self.block_size**2
-        y, new_ssm_state = self._scan(x, dt, a, b, c, ssm_state, committed)
+        committed = None if state is None else num_committed * self.block_size**2
+        y, new_ssm_state = ssd_scan(x, dt, a, b, c, self.skip, ssm_state, committed)
         y = y.flatten(-2) * F.silu(gate)
         y = F.rms_norm(y.float(), (self.inner,), self.norm_weight.float(), 1e-5).to(gate.dtype)
         out = from_blocks(self.out_proj(y), self.block_size, tokens.shape)
-        if state is None:
+        if committed is None:
             return out, None
         new_conv_state = padded[:, committed : committed + CONV_TAPS - 1]
         return out, (new_ssm_state.unflatten(0, (batch, -1)), new_conv_state.unflatten(0, (batch, -1)))
-
-    def _scan(
-        self, x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, ssm_state: Tensor | None, committed: int
-    ) -> tuple[Tensor, Tensor]:
-        """Scan everything; return the outputs and the state after ``committed`` tokens."""
-        if ssm_state is None or committed == x.shape[1]:
-            return ssd_scan(x, dt, a, b, c, self.skip, ssm_state)
-        if committed == 0:
-            return ssd_scan(x, dt, a, b, c, self.skip, ssm_state)[0], ssm_state
-        pieces = [z.split([committed, z.shape[1] - committed], dim=1) for z in (x, dt, b, c)]
-        (x0, x1), (dt0, dt1), (b0, b1), (c0, c1) = pieces
-        y0, new_state = ssd_scan(x0, dt0, a, b0, c0, self.skip, ssm_state)
-        y1, _ = ssd_scan(x1, dt1, a, b1, c1, self.skip, new_state)
-        return torch.cat([y0, y1], dim=1), new_state

@@ -11,8 +11,8 @@ from wm_gym.ops.attention import banded_local_attention, flex_local_attention, f
 
 __all__ = ["banded_local_attention", "causal_conv", "flex_local_attention", "frame_block_mask", "ssd_scan"]
 
-# Below this many tokens one chunk holds everything and launching mamba-ssm's five kernels costs more than it saves.
-_MIN_MAMBA_LENGTH = 129
+# Up to this many tokens one chunk holds everything, and more kernels would cost more than they save.
+_MAX_CHUNK = 128
 
 
 def ssd_scan(
@@ -23,9 +23,25 @@ def ssd_scan(
     c: ScanProjection,
     skip: Tensor,
     initial_state: ScanState | None = None,
+    num_committed: int | None = None,
 ) -> tuple[ScanInput, ScanState]:
-    """Selective scan; contract of :func:`wm_gym.ops.reference.ssd_scan`. mamba-ssm on a GPU when it is there, else PyTorch."""
-    if x.is_cuda and x.shape[1] >= _MIN_MAMBA_LENGTH and mamba.is_available():
+    """Selective scan; contract of :func:`wm_gym.ops.reference.ssd_scan`. mamba-ssm on a GPU when it is there, else PyTorch.
+
+    Args:
+        num_committed: the state returned is that after so many tokens; None: after all of them.
+    """
+    length = x.shape[1]
+    committed = length if num_committed is None else num_committed
+    if initial_state is not None and length <= _MAX_CHUNK:
+        return ssd.ssd_chunk(x, dt, a, b, c, skip, initial_state, committed)
+    if initial_state is not None and committed == 0:
+        return ssd_scan(x, dt, a, b, c, skip, initial_state)[0], initial_state
+    if committed < length:
+        (x0, x1), (dt0, dt1), (b0, b1), (c0, c1) = (z.tensor_split([committed], dim=1) for z in (x, dt, b, c))
+        y0, state = ssd_scan(x0, dt0, a, b0, c0, skip, initial_state)
+        y1, _ = ssd_scan(x1, dt1, a, b1, c1, skip, state)
+        return torch.cat([y0, y1], dim=1), state
+    if x.is_cuda and length > _MAX_CHUNK and mamba.is_available():
         return mamba.ssd_scan(x, dt, a, b, c, skip, initial_state)
     return ssd.ssd_scan(x, dt, a, b, c, skip, initial_state)
 

@@ -24,10 +24,13 @@ def banded_local_attention(
     padding = num_groups * group - frames
     # Key frame j of a group is `window - j` frames before the group's first query frame.
     front = window - cached
-    key, value = (F.pad(z, (0, 0, 0, 0, 0, 0, front, padding)) for z in (key, value))
-    query = F.pad(query, (0, 0, 0, 0, 0, 0, 0, padding))
+    if front or padding:
+        key, value = (F.pad(z, (0, 0, 0, 0, 0, 0, front, padding)) for z in (key, value))
+        query = F.pad(query, (0, 0, 0, 0, 0, 0, 0, padding))
 
     def windows(z: Tensor) -> Tensor:
+        if num_groups == 1:
+            return z.flatten(1, 2).transpose(1, 2)
         z = z.unfold(1, group + window, group)  # [B, groups, N, h, d, group + window]
         return z.permute(0, 1, 3, 5, 2, 4).flatten(3, 4).flatten(0, 1)
 

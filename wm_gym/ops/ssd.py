@@ -21,6 +21,34 @@ def _segment_decay(log_decay: Tensor) -> Tensor:
     return difference.masked_fill(~causal, float("-inf")).exp()
 
 
+def ssd_chunk(
+    x: ScanInput,
+    dt: ScanStep,
+    a: Tensor,
+    b: ScanProjection,
+    c: ScanProjection,
+    skip: Tensor,
+    initial_state: ScanState,
+    num_committed: int,
+) -> tuple[ScanInput, ScanState]:
+    """The scan as a single chunk, for a few tokens; the state returned is that after ``num_committed`` of them.
+
+    Otherwise the contract of :func:`wm_gym.ops.reference.ssd_scan`. All tokens see those before them, committed or not.
+    """
+    u, bf, cf = (x * dt[..., None]).float().transpose(1, 2), b.float(), c.float()
+    log_decay = (dt.float() * a.float()).transpose(1, 2)
+    y = ((cf @ bf.transpose(1, 2))[:, None] * _segment_decay(log_decay)) @ u
+    decay = log_decay.cumsum(-1)
+    y = y + (cf[:, None] @ initial_state.transpose(2, 3)) * decay.exp()[..., None]
+    y = (y.transpose(1, 2) + skip.float()[:, None] * x.float()).to(x.dtype)
+    if num_committed == 0:
+        return y, initial_state
+    decay = decay[..., :num_committed]
+    weight = (decay[..., -1:] - decay).exp()[..., None]
+    update = (u[:, :, :num_committed] * weight).transpose(2, 3) @ bf[:, None, :num_committed]
+    return y, torch.addcmul(update, initial_state, decay[..., -1].exp()[..., None, None])
+
+
 def ssd_scan(
     x: ScanInput,
     dt: ScanStep,

@@ -1,0 +1,297 @@
+"""Measures a checkpoint on held-out mazes: ``python -m training.evaluate --checkpoint C --data STORE --out JSON``.
+
+Frames: after real context frames the model dreams on under the recorded actions; PSNR against the real frames, beside
+that of repeating the last context frame. Reward head: precision and recall on real rollouts, read frame by frame.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+from tqdm import tqdm
+
+from training.provenance import provenance
+from training.rollouts import Rollouts, check_held_out, read_rollouts, record_rollouts
+from wm_gym.checkpoint import Checkpoint, load_checkpoint, resolve_device
+from wm_gym.codec import frames_to_model, model_to_frames
+from wm_gym.files import atomic_path
+from wm_gym.world_model import WorldModel
+
+# The mean squared error of rounding to 256 levels. Without a floor, a frame that does not change (the agent stands
+# against a wall) would have an infinite PSNR; with it, none exceeds 58.9 dB.
+MIN_SQUARED_ERROR = 1 / 12
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Measures a world model on held-out mazes. Give --data, or --env and --seeds to record on the spot."""
+
+    checkpoint: str  # path, packaged name or Hugging Face Hub id
+    out: Path  # JSON file to write
+    data: Path | None = None  # store with real episodes
+    split: str = "test"  # of the store
+    env: str | None = None  # environment id, if there is no store
+    policy: str = "navigator"  # with --env: how the real episodes act
+    seeds: str | None = None  # "7000000-7000031", inclusive; optional with --data
+    context: int = 100  # real frames that the model is given
+    frames: int = 20  # frames that it dreams then
+    num_denoising_steps: int = 1
+    head_frames: int = 0  # real frames per maze for the reward head; 0: context + frames
+    noise_seed: int = 0
+    device: str = "auto"  # "auto" takes the GPU if there is one
+    batch_size: int = 0  # mazes at a time; 0: 8 on a CPU, 64 on a GPU
+    strip: Path | None = None  # film strip (PNG) of the first mazes, real above dream
+
+
+def evaluate(arguments: Arguments, argv: Sequence[str]) -> dict[str, Any]:
+    """All figures, as they go into the JSON file.
+
+    Raises:
+        FileNotFoundError: no such checkpoint or store.
+        ValueError: seeds that were trained on, rollouts that are too short, or data that does not fit the model.
+    """
+    if arguments.context < 1 or arguments.frames < 1:
+        raise ValueError(f"context and frames must be at least 1, got {arguments.context} and {arguments.frames}.")
+    device = arguments.device if arguments.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    model = WorldModel.from_weights(checkpoint.config, checkpoint.tensors, resolve_device(device), arguments.checkpoint)
+    rollouts = load_rollouts(arguments, checkpoint)
+    batch_size = arguments.batch_size or (64 if model.device.type == "cuda" else 8)
+
+    dreamed = dream(model, rollouts, arguments, batch_size)
+    window = slice(arguments.context, arguments.context + arguments.frames)
+    real, last = rollouts.frames[:, window], rollouts.frames[:, arguments.context - 1].unsqueeze(1)
+    if arguments.strip is not None:
+        save_strip(arguments.strip, torch.cat([last, real], 1), torch.cat([last, dreamed], 1))
+    head_frames = arguments.head_frames or arguments.context + arguments.frames
+    return {
+        "checkpoint": Path(arguments.checkpoint).name,
+        "frames_seen": checkpoint.metadata.get("frames_seen"),
+        "env_id": rollouts.env_id,
+        "policy": rollouts.policy,
+        "seeds": list(rollouts.seeds),
+        "context": arguments.context,
+        "frames": arguments.frames,
+        "num_denoising_steps": arguments.num_denoising_steps,
+        "frame": frame_figures(dreamed, real, last),
+        "reward": head_figures(model, rollouts, head_frames, arguments.noise_seed, batch_size),
+        **provenance("training.evaluate", argv),
+    }
+
+
+def load_rollouts(arguments: Arguments, checkpoint: Checkpoint) -> Rollouts:
+    """Held-out rollouts, long enough and of the checkpoint's spaces."""
+    if (arguments.data is None) == (arguments.env is None):
+        raise ValueError("Give either --data (a store) or --env (an environment id), not both or neither.")
+    seeds = None if arguments.seeds is None else parse_seeds(arguments.seeds)
+    training_seeds = checkpoint.metadata.get("training_seeds", [])
+    if seeds is not None:
+        check_held_out(seeds, training_seeds)
+    num_frames = max(arguments.context + arguments.frames, arguments.head_frames)
+    if arguments.data is not None:
+        rollouts = read_rollouts(arguments.data, arguments.split, seeds, num_frames)
+    elif seeds is not None and arguments.env is not None:
+        rollouts = record_rollouts(arguments.env, arguments.policy, seeds, num_frames)
+    else:
+        raise ValueError("Give --seeds A-B with --env, such as --seeds 7000000-7000031.")
+    check_held_out(rollouts.seeds, training_seeds)
+    given, expected = (
+        (rollouts.observation_space, rollouts.action_space),
+        (
+            checkpoint.observation_space,
+            checkpoint.action_space,
+        ),
+    )
+    if given != expected:
+        raise ValueError(f"The rollouts of {rollouts.env_id} have spaces {given}, the checkpoint {expected}.")
+    return rollouts
+
+
+def parse_seeds(text: str) -> list[int]:
+    """ "A-B" (inclusive) or "A" as a list. Raises ValueError for anything else."""
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    seeds = list(range(int(match[1]), int(match[2] or match[1]) + 1)) if match else []
+    if not seeds:
+        raise ValueError(f"Seeds are given as A-B with A <= B, such as 7000000-7000031, got {text!r}.")
+    return seeds
+
+
+@torch.inference_mode()
+def dream(model: WorldModel, rollouts: Rollouts, arguments: Arguments, batch_size: int) -> Tensor:
+    """Imagined frames, uint8 [M, frames, H, W, C], one `step` each; the noise of a maze depends on its seed alone."""
+    dreams = []
+    num_context = arguments.context
+    for rows in _row_batches(rollouts, batch_size):
+        frames, actions, pose = _on_device(model, rollouts, rows)
+        generators = [torch.Generator().manual_seed(arguments.noise_seed + seed) for seed in rollouts.seeds[rows]]
+        state = model.initial_state(len(frames))
+        context_pose = None if pose is None else pose[:, :num_context]
+        state = model.prefill(state, frames[:, :num_context], actions[:, : num_context - 1], context_pose)
+        imagined = []
+        for t in tqdm(range(num_context, num_context + arguments.frames), desc="dreaming", unit="frame", leave=False):
+            pose_t = None if pose is None else pose[:, t]
+            prediction, state = model.step(
+                state, actions[:, t - 1], generators, arguments.num_denoising_steps, pose=pose_t
+            )
+            imagined.append(model_to_frames(prediction.frame).cpu())
+        dreams.append(torch.stack(imagined, dim=1))
+    return torch.cat(dreams)
+
+
+def psnr(first: Tensor, second: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of uint8 frames [..., H, W, C], per frame; at most 58.9, see above."""
+    squared_error = (first.float() - second.float()).square().mean((-3, -2, -1))
+    return 10 * torch.log10(255**2 / squared_error.clamp(min=MIN_SQUARED_ERROR))
+
+
+def frame_figures(dreamed: Tensor, real: Tensor, last: Tensor) -> dict[str, Any]:
+    """PSNR of dreams and of repeating the last context frame; uint8 [M, frames, H, W, C], `last` [M, 1, H, W, C]."""
+    of_dream, of_copy = psnr(dreamed, real), psnr(last, real)
+    return {
+        "psnr": _rounded(of_dream.mean()),
+        "psnr_copy_last": _rounded(of_copy.mean()),
+        "psnr_gap": _rounded(of_dream.mean() - of_copy.mean()),
+        "psnr_per_frame": _rounded(of_dream.mean(0)),
+        "psnr_copy_last_per_frame": _rounded(of_copy.mean(0)),
+        "psnr_per_maze": _rounded(of_dream.mean(1)),
+    }
+
+
+@torch.inference_mode()
+def head_figures(
+    model: WorldModel, rollouts: Rollouts, num_frames: int, noise_seed: int, batch_size: int
+) -> dict[str, Any]:
+    """Precision, recall and F1 of rewards other than 0, over the first `num_frames` frames of each rollout.
+
+    "from_noise": what an environment reports. Before a frame is seen, one denoising pass from pure noise predicts its
+    reward from the real frames so far and the action; then the real frame is taken in, and so on, frame by frame.
+    "on_frame": from the real frame itself, by one parallel pass over clean frames (equal to reading frame by frame).
+    """
+    from_noise, on_frame = [], []
+    for rows in _row_batches(rollouts, batch_size):
+        frames, actions, pose = _on_device(model, rollouts, rows, num_frames)
+        generator = torch.Generator(model.device).manual_seed(noise_seed + rollouts.seeds[rows][0])
+        from_noise.append(_rewards_from_noise(model, frames, actions, pose, generator))
+        on_frame.append(_rewards_on_frame(model, frames, actions, pose))
+    real = rollouts.rewards[:, : num_frames - 1]
+    return {
+        "frames_per_maze": num_frames,
+        "from_noise": detection_figures(torch.cat(from_noise), real),
+        "on_frame": detection_figures(torch.cat(on_frame), real),
+    }
+
+
+def _rewards_from_noise(
+    model: WorldModel, frames: Tensor, actions: Tensor, pose: Tensor | None, generator: torch.Generator
+) -> Tensor:
+    poses = [None] * frames.shape[1] if pose is None else list(pose.unbind(1))
+    first_pose = None if pose is None else pose[:, :1]
+    state = model.prefill(model.initial_state(len(frames)), frames[:, :1], actions[:, :0], first_pose)
+    shape, level = frames_to_model(frames[:, 0]).shape, torch.ones(len(frames), device=model.device)
+    rewards = []
+    for t in tqdm(range(1, frames.shape[1]), desc="reading", unit="frame", leave=False):
+        noise = torch.randn(shape, generator=generator, device=model.device)
+        rewards.append(model.denoise(state, noise, level, actions[:, t - 1], poses[t]).reward)
+        state = model.advance(state, frames[:, t], actions[:, t - 1], poses[t])
+    return torch.stack(rewards, dim=1).cpu()
+
+
+def _rewards_on_frame(model: WorldModel, frames: Tensor, actions: Tensor, pose: Tensor | None) -> Tensor:
+    on_gpu = model.device.type == "cuda"
+    rewards = []
+    for row in range(len(frames)):  # one at a time bounds the memory of long rollouts
+        one = slice(row, row + 1)
+        levels = torch.zeros(frames[one].shape[:2], device=model.device)
+        row_pose = None if pose is None else pose[one]
+        with torch.autocast("cuda", torch.bfloat16) if on_gpu else contextlib.nullcontext():
+            output = model(frames_to_model(frames[one]), levels, actions[one], row_pose)
+        rewards.append(model.reward_values[output.reward_logits[:, 1:].argmax(-1)])
+    return torch.cat(rewards).cpu()
+
+
+def detection_figures(predicted: Tensor, real: Tensor) -> dict[str, Any]:
+    """How well rewards other than 0 are found: a hit has the right value at the right frame. None where undefined."""
+    hits = int(((predicted == real) & (real != 0)).sum())
+    num_predicted, num_real = int((predicted != 0).sum()), int((real != 0).sum())
+    return {
+        "precision": round(hits / num_predicted, 4) if num_predicted else None,
+        "recall": round(hits / num_real, 4) if num_real else None,
+        "f1": round(2 * hits / (num_predicted + num_real), 4) if num_predicted + num_real else None,
+        "num_rewards": num_real,
+        "num_predicted": num_predicted,
+        "num_frames": real.numel(),
+    }
+
+
+def save_strip(path: Path, real: Tensor, dreamed: Tensor, num_mazes: int = 6, num_columns: int = 11) -> None:
+    """A PNG with two rows per maze, real above dream, starting at the last context frame; uint8 [M, T, H, W, C]."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ValueError("The film strip needs Pillow: pip install pillow.") from error
+    columns = torch.linspace(0, real.shape[1] - 1, min(num_columns, real.shape[1])).round().long()
+    pair = torch.stack([real[:num_mazes, columns], dreamed[:num_mazes, columns]], dim=1)  # [maze, 2, column, H, W, C]
+    width, channels = pair.shape[-2:]
+    picture = pair.permute(0, 1, 3, 2, 4, 5).reshape(-1, len(columns) * width, channels)
+    pixels = picture.numpy() if channels == 3 else np.repeat(picture.numpy()[..., :1], 3, axis=-1)
+    image = Image.fromarray(pixels).resize((pixels.shape[1] * 2, pixels.shape[0] * 2), Image.Resampling.NEAREST)
+    with atomic_path(path) as temporary:
+        image.save(temporary)
+
+
+def _row_batches(rollouts: Rollouts, batch_size: int) -> Iterator[slice]:
+    for start in range(0, len(rollouts.seeds), batch_size):
+        yield slice(start, start + batch_size)
+
+
+def _on_device(
+    model: WorldModel, rollouts: Rollouts, rows: slice, num_frames: int | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Frames, actions and, if the model wants it, pose of some rollouts' first frames."""
+    frames = rollouts.frames[rows, :num_frames].to(model.device)
+    actions = rollouts.actions[rows, : None if num_frames is None else num_frames - 1].to(model.device)
+    return frames, actions, rollouts.pose[rows, :num_frames].to(model.device) if model.config.pose_size else None
+
+
+def _rounded(values: Tensor) -> Any:
+    return np.round(values.double().numpy(), 3).tolist()
+
+
+def print_table(figures: dict[str, Any]) -> None:
+    frame = figures["frame"]
+    print(f"{len(figures['seeds'])} mazes of {figures['env_id']}, {figures['context']} context frames")
+    print(f"{'dreamed frame':>14} {'PSNR':>7} {'copy last':>10}")
+    per_frame = list(zip(frame["psnr_per_frame"], frame["psnr_copy_last_per_frame"], strict=True))
+    for index in sorted({0, 1, 4, *range(9, len(per_frame), 10), len(per_frame) - 1} & set(range(len(per_frame)))):
+        print(f"{index + 1:>14} {per_frame[index][0]:>7.2f} {per_frame[index][1]:>10.2f}")
+    print(f"{'mean':>14} {frame['psnr']:>7.2f} {frame['psnr_copy_last']:>10.2f}   gap {frame['psnr_gap']:.2f} dB")
+    for name in ("from_noise", "on_frame"):
+        reward = figures["reward"][name]
+        print(f"reward head, {name}: " + ", ".join(f"{key} {value}" for key, value in reward.items()))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        arguments = tyro.cli(Arguments, args=argv, prog="python -m training.evaluate", description=__doc__)
+        figures = evaluate(arguments, argv)
+        with atomic_path(arguments.out) as temporary:
+            temporary.write_text(json.dumps(figures, indent=1) + "\n")
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    print_table(figures)
+
+
+if __name__ == "__main__":
+    main()

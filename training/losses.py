@@ -1,0 +1,225 @@
+"""The training loss: diffusion forcing on frames, classification of rewards, detection of terminations.
+
+Diffusion forcing (Chen et al. 2024, arXiv 2407.01392): every frame has its own, independent noise level. Long-context
+training (Po et al. 2025, arXiv 2505.20171, section 3.3): half of the sequences begin with a perfectly clean prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.dataset import Batch
+from wm_gym.array_typing import FrameMask, ModelFrames, NoiseLevels, Poses
+from wm_gym.codec import frames_to_model
+from wm_gym.flow import add_noise, expand_level
+from wm_gym.world_model import WorldModel
+
+# Name -> [numerator, denominator]; sums over steps and processes, divided only when logged, weigh every frame equally.
+Metrics = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Noise levels and weights of the loss. A dream has clean frames behind it and one pass from pure noise to the
+    next frame, so most frames are drawn near these two ends."""
+
+    clean_fraction: float = 0.4  # of the frames, with a level of U(0, clean_level)
+    clean_level: float = 0.05
+    pure_noise_fraction: float = 0.4  # of the frames, with level 1; the rest has U(0, 1)
+    prefix_probability: float = 0.5  # of a sequence to begin with a clean prefix, longer than half of it
+    min_frame_level: float = 0.1  # frames with a lower level are context and have no frame loss
+    reward_weight: float = 0.05
+    termination_weight: float = 0.05
+    max_class_weight: float = 10.0  # of rare rewards and of terminations; the weight is sqrt(frequency ratio) below
+    rare_class_odds: float = 1.5  # factor on the odds of rare classes: 1 is calibrated, more favours recall
+
+    def __post_init__(self) -> None:
+        fractions = (self.clean_fraction, self.pure_noise_fraction, self.clean_fraction + self.pure_noise_fraction)
+        if not all(0 <= fraction <= 1 for fraction in (*fractions, self.prefix_probability)):
+            raise ValueError(
+                "clean_fraction, pure_noise_fraction, their sum and prefix_probability must be in [0, 1], got "
+                f"{self.clean_fraction}, {self.pure_noise_fraction} and {self.prefix_probability}."
+            )
+        if not 0 <= self.clean_level <= self.min_frame_level < 1:
+            raise ValueError(
+                "0 <= clean_level <= min_frame_level < 1 must hold, got clean_level "
+                f"{self.clean_level} and min_frame_level {self.min_frame_level}."
+            )
+
+
+@dataclass(frozen=True)
+class ClassWeights:
+    """Loss weights from the frequencies in the data; the commonest class has weight 1."""
+
+    reward_values: Tensor  # [R], the reward of each class
+    reward: Tensor  # [R]
+    termination: Tensor  # [], of a terminal transition
+
+
+def class_weights(rewards: Tensor, terminations: Tensor, values: Sequence[float], config: LossConfig) -> ClassWeights:
+    """Weights ``min(sqrt(frequency of the commonest class / frequency), max_class_weight)``.
+
+    Args:
+        rewards: float, any shape: all rewards of the data.
+        terminations: bool, any shape.
+        values: the reward of each class.
+
+    Raises:
+        ValueError: if a reward is none of ``values``.
+    """
+    values_tensor = torch.tensor(values, device=rewards.device)
+    classes = reward_classes(rewards, values_tensor)
+    unknown = (rewards - values_tensor[classes]).abs() > 1e-4
+    if unknown.any():
+        found = rewards[unknown].unique()[:5].tolist()
+        raise ValueError(
+            f"The data has rewards {', '.join(f'{reward:g}' for reward in found)}, which are not among the model's "
+            f"reward_values {tuple(values)}; set reward_values to all rewards that occur."
+        )
+    reward_counts = torch.bincount(classes.flatten(), minlength=len(values))
+    num_terminal = terminations.sum()
+    termination_counts = torch.stack([terminations.numel() - num_terminal, num_terminal])
+    return ClassWeights(values_tensor, _weights(reward_counts, config), _weights(termination_counts, config)[1])
+
+
+def _weights(counts: Tensor, config: LossConfig) -> Tensor:
+    # A class without examples has no loss; weight 1 keeps its logit where the initialisation put it.
+    ratio = counts.max() / counts.clamp(min=1)
+    return torch.where(counts > 0, ratio.sqrt().clamp(max=config.max_class_weight), 1.0)
+
+
+def reward_classes(rewards: Tensor, values: Tensor) -> Tensor:
+    """Index of the nearest of ``values`` [R] for each reward; int64 of the same shape as ``rewards``."""
+    return (rewards.unsqueeze(-1) - values).abs().argmin(-1)
+
+
+def sample_noise_levels(batch: int, length: int, config: LossConfig, generator: torch.Generator) -> NoiseLevels:
+    """Noise levels [batch, length] on the generator's device: a mixture per frame, 0 on the prefixes."""
+    device = generator.device
+    kind, uniform = torch.rand(2, batch, length, generator=generator, device=device)
+    level = torch.where(kind < config.clean_fraction, uniform * config.clean_level, uniform)
+    level = torch.where(kind >= 1 - config.pure_noise_fraction, 1.0, level)
+    has_prefix, position = torch.rand(2, batch, 1, generator=generator, device=device)
+    shortest = length // 2 + 1
+    prefix = shortest + (position * max(length - shortest, 0)).long()  # in [shortest, length - 1]: a frame remains
+    in_prefix = torch.arange(length, device=device) < prefix
+    return torch.where(in_prefix & (has_prefix < config.prefix_probability) & (shortest < length), 0.0, level)
+
+
+def world_model_loss(
+    model: WorldModel,
+    batch: Batch,
+    config: LossConfig,
+    generator: torch.Generator,
+    weights: ClassWeights,
+    self_context: float = 0.0,
+) -> tuple[Tensor, Metrics]:
+    """Loss of one batch, and metrics that stay on the device.
+
+    Args:
+        generator: on the model's device; draws noise levels and noise.
+        weights: from `class_weights`, on the model's device.
+        self_context: probability of a frame that the model has predicted to replace the real one in the clean context,
+            which trains the model to go on from its own frames (scheduled sampling, arXiv 1506.03099). Costs one more
+            pass without gradients if above 0.
+    """
+    frames = frames_to_model(batch.frames)
+    poses = batch.pose if model.config.pose_size else None
+    context = frames
+    if self_context > 0:
+        context = _own_frames(model, batch, frames, poses, config, generator, self_context)
+    levels = sample_noise_levels(frames.shape[0], frames.shape[1], config, generator)
+    is_target = levels > config.min_frame_level
+    noisy = _noisy(torch.where(expand_level(is_target, frames), frames, context), levels, generator)
+    output = model(noisy, levels, batch.actions, poses)
+
+    squared_error = (output.frame.float() - frames).square().mean((2, 3, 4))
+    frame_loss = (squared_error * is_target).sum() / is_target.sum().clamp(min=1)
+    reward_loss, reward_metrics = _reward_loss(
+        output.reward_logits[:, 1:].float(), batch.rewards, levels[:, 1:], config, weights
+    )
+    termination_loss = _termination_loss(
+        output.termination_logits[:, 1:].float(), batch.terminations, config, weights.termination
+    )
+    loss = frame_loss + config.reward_weight * reward_loss + config.termination_weight * termination_loss
+    metrics = {"loss": _mean(loss), "mse": _mean(frame_loss)}
+    metrics |= _frame_metrics(squared_error.detach(), levels, is_target)
+    metrics |= {"reward/loss": _mean(reward_loss), **reward_metrics, "termination/loss": _mean(termination_loss)}
+    return loss, metrics
+
+
+def _noisy(frames: ModelFrames, levels: NoiseLevels, generator: torch.Generator) -> ModelFrames:
+    noise = torch.randn(frames.shape, generator=generator, device=frames.device)
+    return add_noise(frames, noise, levels)
+
+
+@torch.no_grad()
+def _own_frames(
+    model: WorldModel,
+    batch: Batch,
+    frames: ModelFrames,
+    poses: Poses | None,
+    config: LossConfig,
+    generator: torch.Generator,
+    probability: float,
+) -> ModelFrames:
+    """`frames`, of which some are replaced by what the model predicts for them from pure noise."""
+    levels = sample_noise_levels(frames.shape[0], frames.shape[1], config, generator)
+    predicted = model(_noisy(frames, levels, generator), levels, batch.actions, poses).frame.float().clamp(-1, 1)
+    chosen = torch.rand(levels.shape, generator=generator, device=levels.device) < probability
+    return torch.where(expand_level((levels == 1) & chosen, frames), predicted, frames)
+
+
+def _reward_loss(
+    logits: Tensor, rewards: Tensor, levels: NoiseLevels, config: LossConfig, weights: ClassWeights
+) -> tuple[Tensor, Metrics]:
+    """Weighted cross-entropy, with precision and recall of rewards other than 0 on frames of pure noise.
+
+    Weights alone would make the rare class too eager: they multiply its odds. The logits are shifted by what the
+    weights do in the optimum, so that the class of the highest logit is right without them, up to `rare_class_odds`.
+    """
+    target = reward_classes(rewards, weights.reward_values)
+    shifted = logits + _logit_shift(weights.reward, config)
+    loss = F.cross_entropy(shifted.flatten(0, 1), target.flatten(), weight=weights.reward)
+    is_noise = levels == 1
+    said, true = weights.reward_values[logits.argmax(-1)] != 0, weights.reward_values[target] != 0
+    hits = (said & true & is_noise).sum()
+    metrics = {
+        "reward/precision": torch.stack([hits, (said & is_noise).sum()]),
+        "reward/recall": torch.stack([hits, (true & is_noise).sum()]),
+    }
+    return loss, metrics
+
+
+def _termination_loss(logits: Tensor, terminations: Tensor, config: LossConfig, weight: Tensor) -> Tensor:
+    target = terminations.to(logits.dtype)
+    shifted = logits + _logit_shift(weight, config)
+    return F.binary_cross_entropy_with_logits(shifted, target, weight=torch.where(terminations, weight, 1.0))
+
+
+def _logit_shift(weight: Tensor, config: LossConfig) -> Tensor:
+    """0 for a class of weight 1; log(weight / rare_class_odds) for a rare one."""
+    return (weight / config.rare_class_odds).clamp(min=1).log()
+
+
+def _frame_metrics(squared_error: NoiseLevels, levels: NoiseLevels, is_target: FrameMask) -> Metrics:
+    # The range [-1, 1] is 2 wide: PSNR = 10 log10(2^2 / MSE).
+    psnr = 10 * torch.log10(4 / squared_error.clamp(min=1e-6))
+    from_noise = levels == 1
+    return {
+        "psnr/from_noise": _masked(psnr, from_noise),
+        "psnr/from_middle_levels": _masked(psnr, is_target & ~from_noise),
+    }
+
+
+def _masked(values: Tensor, mask: FrameMask) -> Tensor:
+    return torch.stack([(values * mask).sum(), mask.sum()])
+
+
+def _mean(value: Tensor) -> Tensor:
+    return torch.stack([value.detach(), torch.ones_like(value)])

@@ -1,0 +1,118 @@
+"""Training runs as functions: each returns a `Recipe`, whose fields `training.train` can override."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from training.losses import LossConfig
+from wm_gym.world_model import WorldModelConfig
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the length curriculum."""
+
+    length: int  # frames of a segment
+    batch_size: int  # segments per process and step
+    fraction: float  # of the whole run; the fractions of all stages add up to 1
+    self_context: float = 0.0  # see training.losses.world_model_loss
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a training run computes.
+
+    `progress` below is the finished part of the run in [0, 1], by steps or by wall clock, whichever is ahead. With
+    `max_minutes` two runs are therefore never alike to the last bit; a resumed one still has every state restored.
+    """
+
+    stages: tuple[Stage, ...]
+    steps: int
+    model: WorldModelConfig = field(default_factory=WorldModelConfig)  # frame and action sizes come from the data
+    loss: LossConfig = field(default_factory=LossConfig)
+    max_minutes: float = 0.0  # wall-clock budget including compilation and earlier sessions; 0: none
+    reward_window_fraction: float = 0.0  # of the segments, drawn around a reward; for data with hardly any
+    learning_rate: float = 6e-4
+    warmup_steps: int = 500
+    decay: Literal["cosine", "linear"] = "cosine"  # to 0 over the whole run, or over its last `decay_fraction`
+    decay_fraction: float = 0.5
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+    seed: int = 0
+    log_steps: int = 50
+    checkpoint_minutes: float = 5.0
+    checkpoint_steps: int = 0  # in addition to checkpoint_minutes; 0: by time alone
+    num_checkpoints: int = 2  # the latest ones are kept
+    refresh_minutes: float = 0.0  # look for new episodes in the store; 0: never
+    export_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the weights in RUN/model.safetensors
+
+    def __post_init__(self) -> None:
+        if not self.stages or abs(sum(stage.fraction for stage in self.stages) - 1) > 1e-6:
+            raise ValueError(f"The fractions of all stages must add up to 1, got {[s.fraction for s in self.stages]}.")
+        for stage in self.stages:
+            if stage.length < 2 or stage.batch_size < 1 or stage.fraction <= 0 or not 0 <= stage.self_context <= 1:
+                raise ValueError(
+                    f"A stage needs length >= 2, batch_size >= 1, fraction > 0 and self_context in [0, 1], got {stage}."
+                )
+        if self.steps < 1 or self.log_steps < 1 or self.num_checkpoints < 1:
+            raise ValueError(
+                "steps, log_steps and num_checkpoints must be at least 1, got "
+                f"{self.steps}, {self.log_steps} and {self.num_checkpoints}."
+            )
+
+    def progress(self, step: int, elapsed_minutes: float) -> float:
+        by_clock = elapsed_minutes / self.max_minutes if self.max_minutes > 0 else 0.0
+        return min(max(step / self.steps, by_clock), 1.0)
+
+    def stage_at(self, progress: float) -> Stage:
+        end = 0.0
+        for stage in self.stages:
+            end += stage.fraction
+            if progress < end:
+                return stage
+        return self.stages[-1]
+
+    def learning_rate_at(self, step: int, progress: float) -> float:
+        """Linear warm-up over steps, times a decay to 0 over `progress`."""
+        warmup = min((step + 1) / max(self.warmup_steps, 1), 1.0)
+        if self.decay == "cosine":
+            remaining = (1 + math.cos(math.pi * progress)) / 2
+        else:
+            remaining = min((1 - progress) / self.decay_fraction, 1.0)
+        return self.learning_rate * warmup * remaining
+
+
+def memory_maze_9x9() -> Recipe:
+    """The first checkpoint: Memory Maze 9x9, frames of 64x64, 10.7M parameters, for GPUs with 80 GB or more."""
+    return Recipe(
+        stages=(
+            Stage(length=160, batch_size=20, fraction=0.7),
+            Stage(length=400, batch_size=8, fraction=0.3),
+        ),
+        steps=40_000,
+    )
+
+
+def tiny() -> Recipe:
+    """Two minutes on a CPU: shows that the pipeline learns, not how well."""
+    return Recipe(
+        model=WorldModelConfig(
+            width=64, block_sizes=(2, 1), head_dim=32, state_dim=16, window=4, num_attention_heads=2
+        ),
+        stages=(Stage(length=12, batch_size=8, fraction=0.5), Stage(length=24, batch_size=4, fraction=0.5)),
+        steps=2000,
+        max_minutes=2.0,
+        learning_rate=2e-3,
+        warmup_steps=20,
+        ema_decay=0.99,
+        checkpoint_minutes=1.0,
+        export_dtype="float32",
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {recipe.__name__: recipe for recipe in (memory_maze_9x9, tiny)}

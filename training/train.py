@@ -1,0 +1,224 @@
+"""Trains a world model: ``python -m training.train --recipe NAME --data STORE --out RUN [--recipe.FIELD VALUE ...]``.
+
+Under torchrun the batch of each process adds up. The same command again goes on with the run in RUN, exactly where its
+latest checkpoint is. RUN/model.safetensors has the averaged weights, for `wm_gym`; RUN/logs is for TensorBoard.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from training.dataset import EpisodeDataset
+from training.distributed import Processes, start_processes
+from training.ema import ExponentialMovingAverage
+from training.losses import class_weights
+from training.recipes import RECIPES, Recipe
+from training.run_log import RunLog
+from training.run_state import RunState, checkpoints, load_run_state, save_run_state
+from training.trainer import (
+    MetricSums,
+    batch_to,
+    export_model,
+    load_initial_weights,
+    make_optimizer,
+    model_config,
+    prepare_gpu,
+    train_step,
+)
+from wm_gym.world_model import WorldModel
+
+# Fields of a recipe that may change when a run goes on: they decide what is written and when, not what is computed.
+FREE_FIELDS = (
+    "log_steps",
+    "checkpoint_minutes",
+    "checkpoint_steps",
+    "num_checkpoints",
+    "export_dtype",
+    "refresh_minutes",
+)
+# Steps between agreements of several processes about time and stop requests; each costs a round trip on the host.
+AGREEMENT_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Trains a world model on a store of episodes. `--recipe NAME` chooses the defaults of the `--recipe.…` fields."""
+
+    data: Path  # store written by training.collect
+    out: Path  # folder of the run; an existing run goes on
+    recipe: Recipe
+    init: str | None = None  # start a new run from the weights of this wm_gym checkpoint
+    device: str = "auto"  # "auto" takes the GPU if there is one
+    data_device: str = "cpu"  # "cuda" keeps all frames on each GPU
+    compile: bool = True  # compile layers; GPU only
+    stop_after_minutes: float = 0.0  # end this session with a checkpoint, schedules unchanged; 0: no limit
+    stop_after_steps: int = 0  # likewise, after so many steps of this session
+    recipe_name: tyro.conf.Suppress[str] = ""
+
+
+def parse_arguments(argv: Sequence[str]) -> Arguments:
+    names = argparse.ArgumentParser(prog="python -m training.train", add_help=False, allow_abbrev=False)
+    names.add_argument("--recipe", choices=sorted(RECIPES), required=True)
+    chosen, rest = names.parse_known_args(argv)
+    default: Any = Arguments(tyro.MISSING, tyro.MISSING, RECIPES[chosen.recipe](), recipe_name=chosen.recipe)
+    return tyro.cli(Arguments, args=rest, default=default, prog="python -m training.train", description=__doc__)
+
+
+def train(arguments: Arguments) -> Path:
+    """Runs or goes on with a training run; returns the path of the exported model.
+
+    Raises:
+        FileNotFoundError, ValueError: for wrong data or settings, before anything is written.
+        FloatingPointError: if the loss is not finite.
+        MemoryError: if the GPU has not enough memory.
+    """
+    started, recipe, folder = time.monotonic(), arguments.recipe, arguments.out / "checkpoints"
+    with start_processes(arguments.device) as processes, stop_requests() as requests:
+        dataset = open_dataset(arguments, processes)
+        state = new_state(arguments, dataset, processes)
+        settings = run_settings(arguments, dataset, processes)
+        existing = checkpoints(folder)
+        if existing:
+            load_run_state(existing[-1], state, settings, processes)
+        last_good = existing[-1] if existing else None
+        first_step, minutes_before = state.step, state.elapsed_minutes
+        saved_minutes = refreshed_minutes = minutes_before
+        weights = class_weights(dataset.rewards, dataset.terminations, recipe.model.reward_values, recipe.loss)
+        weights = dataclasses.replace(weights, **{k: v.to(processes.device) for k, v in vars(weights).items()})
+        sums, stopping, last_stage = MetricSums(processes.device), False, None
+        exported = arguments.out / "model.safetensors"
+
+        with RunLog(arguments.out, recipe.steps, state.step, processes.is_main) as log:
+            while True:
+                if state.step == first_step or processes.num_processes == 1 or state.step % AGREEMENT_STEPS == 0:
+                    session_minutes = (time.monotonic() - started) / 60
+                    late = 0 < arguments.stop_after_minutes <= session_minutes
+                    agreed = processes.largest([minutes_before + session_minutes, float(bool(requests) or late)])
+                    state.elapsed_minutes, stopping = agreed[0], agreed[1] > 0
+                progress = recipe.progress(state.step, state.elapsed_minutes)
+                enough = 0 < arguments.stop_after_steps <= state.step - first_step
+                is_last = progress >= 1 or stopping or enough
+
+                due = state.elapsed_minutes - saved_minutes >= recipe.checkpoint_minutes
+                due |= recipe.checkpoint_steps > 0 and state.step % recipe.checkpoint_steps == 0
+                if is_last or (due and state.step > first_step):
+                    sums.check_finite(last_good)
+                    last_good = save_run_state(folder, state, settings, processes, recipe.num_checkpoints)
+                    saved_minutes = state.elapsed_minutes
+                    if processes.is_main:
+                        export_model(exported, state, recipe, arguments.recipe_name, dataset)
+                if is_last:
+                    log.say(f"{'Finished' if progress >= 1 else 'Stopped'} at step {state.step}: {exported}")
+                    return exported
+                if 0 < recipe.refresh_minutes <= state.elapsed_minutes - refreshed_minutes:
+                    dataset.refresh()
+                    refreshed_minutes = state.elapsed_minutes
+
+                stage = recipe.stage_at(progress)
+                if stage != last_stage:
+                    log.say(f"Step {state.step}: {stage}")
+                last_stage = stage
+                learning_rate = recipe.learning_rate_at(state.step, progress)
+                try:
+                    batch = dataset.sample(
+                        stage.batch_size, stage.length, state.data_generator, recipe.reward_window_fraction
+                    )
+                    batch = batch_to(batch, processes.device)
+                    metrics = train_step(state, batch, recipe, stage, weights, learning_rate, processes)
+                except torch.OutOfMemoryError as error:
+                    raise MemoryError(
+                        f"The GPU has not enough memory at step {state.step}; lower --recipe.stages."
+                        f"{recipe.stages.index(stage)}.batch-size (now {stage.batch_size}) or .length ({stage.length})."
+                    ) from error
+                sums.add(metrics, state.step)
+                log.advance(stage.batch_size * stage.length * processes.num_processes)
+                if state.step % recipe.log_steps == 0:
+                    sums.check_finite(last_good)
+                    log.write(state.step, sums.read(processes) | {"learning_rate": learning_rate, "progress": progress})
+
+
+def open_dataset(arguments: Arguments, processes: Processes) -> EpisodeDataset:
+    """The store in memory, checked against all stages of the curriculum."""
+    if arguments.data_device != "cpu" and processes.device.type == "cpu":
+        raise ValueError(f"--data-device {arguments.data_device} needs the model on the GPU too, see --device.")
+    device = "cpu" if arguments.data_device == "cpu" else processes.device
+    dataset = EpisodeDataset(arguments.data, device=device)
+    for stage in arguments.recipe.stages:
+        # Raises ValueError now, and not hours later, if no episode is long enough.
+        dataset.sample(1, stage.length, torch.Generator(), arguments.recipe.reward_window_fraction)
+    return dataset
+
+
+def new_state(arguments: Arguments, dataset: EpisodeDataset, processes: Processes) -> RunState:
+    """A run at step 0, with the same weights and different random streams in all processes."""
+    recipe = arguments.recipe
+    torch.manual_seed(recipe.seed)
+    model = WorldModel(model_config(recipe, dataset))
+    if arguments.init is not None:
+        load_initial_weights(model, arguments.init)
+    model.to(processes.device).train()
+    processes.broadcast_parameters(model.parameters())
+    if processes.device.type == "cuda":
+        prepare_gpu(model, arguments.compile)
+    stream = 2 * (recipe.seed * 1_000_003 + processes.rank)
+    return RunState(
+        model=model,
+        ema=ExponentialMovingAverage(dict(model.named_parameters()), recipe.ema_decay),
+        optimizer=make_optimizer(model, recipe, processes.device),
+        data_generator=torch.Generator().manual_seed(stream),
+        noise_generator=torch.Generator(processes.device).manual_seed(stream + 1),
+    )
+
+
+def run_settings(arguments: Arguments, dataset: EpisodeDataset, processes: Processes) -> dict[str, Any]:
+    """What has to be equal for a run to go on exactly."""
+    recipe = dataclasses.asdict(arguments.recipe)
+    settings = {"recipe": {name: value for name, value in recipe.items() if name not in FREE_FIELDS}}
+    settings |= {"num_processes": processes.num_processes, "device": processes.device.type, "init": arguments.init}
+    settings["env_id"] = dataset.env_id
+    if arguments.recipe.refresh_minutes == 0:
+        settings["num_frames"] = dataset.num_frames
+    return settings
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """A list that receives SIGINT and SIGTERM while the context lasts; a second SIGINT interrupts at once."""
+    received: list[int] = []
+
+    def receive(number: int, frame: Any) -> None:
+        if number == signal.SIGINT and number in received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    try:
+        train(parse_arguments(sys.argv[1:] if argv is None else argv))
+    except (FileNotFoundError, ValueError, FloatingPointError, MemoryError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("Interrupted before the checkpoint was written; an earlier one, if any, is intact.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""The parts of a training run: model from data, optimizer, one step, metrics, export."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+from torch import Tensor, nn
+
+from training.dataset import Batch, EpisodeDataset
+from training.distributed import Processes
+from training.losses import ClassWeights, Metrics, world_model_loss
+from training.provenance import command_arguments, provenance, seed_ranges
+from training.recipes import Recipe, Stage
+from training.run_state import RunState
+from wm_gym.checkpoint import load_checkpoint, save_checkpoint
+from wm_gym.world_model import WorldModel, WorldModelConfig
+
+
+def model_config(recipe: Recipe, dataset: EpisodeDataset) -> WorldModelConfig:
+    """The recipe's model, fitted to the spaces of the data.
+
+    Raises:
+        ValueError: if observations are no uint8 frames, actions neither discrete nor vectors, or poses do not fit.
+    """
+    observations, actions = dataset.observation_space, dataset.action_space
+    if not isinstance(observations, gym.spaces.Box) or observations.dtype != "uint8" or len(observations.shape) != 3:
+        raise ValueError(f"Observations must be uint8 frames [height, width, channels], the data has {observations}.")
+    if isinstance(actions, gym.spaces.Discrete) and actions.start == 0:
+        action_kind, action_size = "discrete", int(actions.n)
+    elif isinstance(actions, gym.spaces.Box) and len(actions.shape) == 1:
+        action_kind, action_size = "continuous", actions.shape[0]
+    else:
+        raise ValueError(f"Actions must be Discrete from 0 or a Box of one axis, the data has {actions}.")
+    pose_size = int(dataset.pose.shape[-1])
+    if recipe.model.pose_size not in (0, pose_size):
+        raise ValueError(f"pose_size is {recipe.model.pose_size}, but poses in the data have {pose_size} numbers.")
+    height, width, channels = observations.shape
+    return dataclasses.replace(
+        recipe.model,
+        frame_height=height,
+        frame_width=width,
+        frame_channels=channels,
+        action_kind=action_kind,
+        action_size=action_size,
+    )
+
+
+def load_initial_weights(model: WorldModel, name_or_path: str) -> None:
+    """Copies the weights of a wm_gym checkpoint. Raises ValueError if it was made with another configuration."""
+    checkpoint = load_checkpoint(name_or_path)
+    wanted = model.config.to_dict()
+    different = sorted(key for key in wanted if checkpoint.config.get(key) != wanted[key])
+    if different:
+        was = ", ".join(f"{key}={checkpoint.config.get(key)!r}" for key in different)
+        raise ValueError(f"The checkpoint {name_or_path} is of another model ({was}); set the recipe's model likewise.")
+    model.load_state_dict({name: tensor.float() for name, tensor in checkpoint.tensors.items()})
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only: gains, biases and decay rates have no reason to shrink."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=device.type == "cuda")
+
+
+def prepare_gpu(model: WorldModel, compile_layers: bool) -> None:
+    """TF32 where bf16 is not used, and each layer compiled by itself, which is quick and shared by equal layers."""
+    torch.set_float32_matmul_precision("high")
+    if not compile_layers:
+        return
+    # Layers share their code, so their variants count together: block sizes x segment lengths x with/without gradients.
+    torch._dynamo.config.recompile_limit = 64
+    for layer in model.backbone.layers:
+        layer.compile(dynamic=False)
+
+
+def train_step(
+    state: RunState,
+    batch: Batch,
+    recipe: Recipe,
+    stage: Stage,
+    weights: ClassWeights,
+    learning_rate: float,
+    processes: Processes,
+) -> Metrics:
+    """One optimizer step. Leaves everything on the device; nothing waits for it."""
+    model = state.model
+    assert isinstance(model, WorldModel)
+    parameters = list(model.parameters())
+    state.optimizer.zero_grad(set_to_none=True)
+    with torch.autocast(processes.device.type, torch.bfloat16, enabled=processes.device.type == "cuda"):
+        loss, metrics = world_model_loss(
+            model, batch, recipe.loss, state.noise_generator, weights, self_context=stage.self_context
+        )
+    loss.backward()
+    processes.average_gradients(parameters)
+    norm = nn.utils.clip_grad_norm_(parameters, recipe.clip_norm, foreach=True)
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate
+    state.optimizer.step()
+    state.step += 1
+    state.frames_seen += stage.batch_size * stage.length * processes.num_processes
+    state.ema.update(dict(model.named_parameters()), state.step)
+    return metrics | {"gradient_norm": torch.stack([norm, torch.ones_like(norm)])}
+
+
+class MetricSums:
+    """Sums metrics on the device until they are read, and remembers the first step that was not finite."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._names: Sequence[str] = ()
+        self._sums: Tensor | None = None
+        self._bad_step = torch.full((), -1, device=device)
+
+    def add(self, metrics: Metrics, step: int) -> None:
+        values = torch.stack([metric.detach().float() for metric in metrics.values()])
+        # The gradient is averaged over all processes, so its norm tells each of them about a failure in any.
+        is_bad = ~metrics["gradient_norm"].isfinite().all() & (self._bad_step < 0)
+        self._bad_step = torch.where(is_bad, step, self._bad_step)
+        self._names = tuple(metrics)
+        self._sums = values if self._sums is None else self._sums + values
+
+    def check_finite(self, last_good: Path | None) -> None:
+        """Raises FloatingPointError with the first bad step. Waits for the device."""
+        if (step := int(self._bad_step)) >= 0:
+            raise FloatingPointError(
+                f"The loss or its gradient was not finite at step {step}; the last good checkpoint is "
+                f"{last_good or 'none'}. Try a lower learning_rate or clip_norm."
+            )
+
+    def read(self, processes: Processes) -> dict[str, float]:
+        """Means over all processes since the last call; those that saw nothing are left out."""
+        if self._sums is None:
+            return {}
+        sums = processes.sum(self._sums).tolist()
+        self._sums = None
+        return {
+            name: numerator / denominator
+            for name, (numerator, denominator) in zip(self._names, sums, strict=True)
+            if denominator > 0
+        }
+
+
+def batch_to(batch: Batch, device: torch.device) -> Batch:
+    """The batch on another device, without waiting for the copy."""
+    return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(batch).items()})
+
+
+def export_model(path: Path, state: RunState, recipe: Recipe, recipe_name: str, dataset: EpisodeDataset) -> None:
+    """Writes the averaged weights as a wm_gym checkpoint, with all that is needed to tell where they come from."""
+    model = state.model
+    assert isinstance(model, WorldModel)
+    metadata: dict[str, Any] = {
+        "name": recipe_name,
+        "env_id": dataset.env_id,
+        "frames_seen": state.frames_seen,
+        "steps": state.step,
+        "elapsed_minutes": round(state.elapsed_minutes, 2),
+        "training_seeds": seed_ranges(dataset.seeds),
+        "training_data_frames": dataset.num_frames,
+        "recipe": dataclasses.asdict(recipe),
+        **provenance("training.train", command_arguments()),
+    }
+    save_checkpoint(
+        path,
+        config=model.config.to_dict(),
+        tensors=model.state_dict() | state.ema.tensors,
+        observation_space=dataset.observation_space,
+        action_space=dataset.action_space,
+        metadata=metadata,
+        dtype=getattr(torch, recipe.export_dtype),
+    )

@@ -1,0 +1,41 @@
+"""Gymnasium environments that are dreamed by a long-context state-space video world model (LSSVWM).
+
+Importing the package registers the environments; their modules, and MuJoCo with them, are loaded by `gym.make`:
+
+- "LSSVWM-MemoryMaze-v0", the dream (`wm_gym.envs.world_model`); also with `gym.make_vec`.
+- "wm_gym/MemoryMaze-{9x9,11x11,13x13,15x15}-v0", the real Memory Maze (`wm_gym.envs.memory_maze`).
+"""
+
+from __future__ import annotations
+
+import gymnasium as gym
+
+from wm_gym.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from wm_gym.contexts import Clips, Context, load_clips, save_clips
+from wm_gym.world_model import ModelState, Prediction, WorldModel, WorldModelConfig
+
+__all__ = [
+    "Checkpoint",
+    "Clips",
+    "Context",
+    "ModelState",
+    "Prediction",
+    "WorldModel",
+    "WorldModelConfig",
+    "load_checkpoint",
+    "load_clips",
+    "save_checkpoint",
+    "save_clips",
+]
+
+gym.register(
+    "LSSVWM-MemoryMaze-v0",
+    entry_point="wm_gym.envs.world_model:WorldModelEnv",
+    vector_entry_point="wm_gym.envs.world_model_vector:WorldModelVectorEnv",
+)
+for _size in ("9x9", "11x11", "13x13", "15x15"):
+    gym.register(
+        f"wm_gym/MemoryMaze-{_size}-v0",
+        entry_point="wm_gym.envs.memory_maze:MemoryMazeEnv",
+        kwargs={"size": _size},
+    )
