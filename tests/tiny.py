@@ -51,15 +51,22 @@ def set_termination_bias(model: WorldModel, bias: float) -> None:
 
 def save_tiny_checkpoint(path: Path, model: WorldModel | None = None, action_space: gym.Space[Any] = DISCRETE) -> Path:
     model = tiny_model() if model is None else model
+    config = model.config
     save_checkpoint(
         path,
-        config=model.config.to_dict(),
+        config=config.to_dict(),
         tensors=model.state_dict(),
-        observation_space=OBSERVATION_SPACE,
+        observation_space=gym.spaces.Box(0, 255, (config.frame_height, config.frame_width, 3), np.uint8),
         action_space=action_space,
         metadata={"name": "tiny"},
     )
     return path
+
+
+def save_maze_sized_checkpoint(path: Path) -> Path:
+    """A tiny random model with the frames and actions of Memory Maze."""
+    model = tiny_model(frame_height=64, frame_width=64, patch_size=16, action_size=6)
+    return save_tiny_checkpoint(path, model, gym.spaces.Discrete(6))
 
 
 def make_tiny_clips(num_clips: int = 3, num_frames: int = 12) -> Clips:

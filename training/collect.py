@@ -55,21 +55,20 @@ class CollectConfig:
     egl_devices: int = 1
     """With MUJOCO_GL=egl: number of GPUs over which the workers are spread."""
 
-    def __post_init__(self) -> None:
-        for name in ("frames", "workers", "egl_devices", "max_episode_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
-        check_seed(self.seed, self.split)
-
 
 def collect(config: CollectConfig) -> EpisodeStore:
     """Records what is missing and returns the store.
 
     Raises:
-        ValueError: unknown environment or policy, seeds of another split, or a store of another environment.
+        ValueError: a number below 1, an unknown environment or policy, seeds of another split, or a store of another
+            environment.
         RuntimeError: a worker died; finished episodes are kept.
     """
+    for name in ("frames", "workers", "egl_devices", "max_episode_steps"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    check_seed(config.seed, config.split)
     store, max_frames = _prepare_store(config)
     writer = EpisodeWriter(store, config.split)
     writer.remove_abandoned()
@@ -270,13 +269,14 @@ def _ignored_interrupt() -> Iterator[None]:
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        config = tyro.cli(CollectConfig)
+        config = tyro.cli(CollectConfig, prog="python -m training.collect")
         store = collect(config)
         seeds = store.seeds(config.split)
         num_frames = sum(store.num_frames(seed, config.split) for seed in seeds)
         print(f"{config.out}: {num_frames} frames in {len(seeds)} episodes of split {config.split!r}.")
     except KeyboardInterrupt:
-        sys.exit("Interrupted; finished episodes are kept, and the same command goes on from there.")
+        print("Interrupted; finished episodes are kept, and the same command goes on from there.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except RuntimeError as error:
         sys.exit(str(error))
     except (ValueError, OSError, ImportError) as error:

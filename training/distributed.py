@@ -91,7 +91,7 @@ def start_processes(device: str) -> Iterator[Processes]:
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if num_processes > 1 and name == "cuda":
+    if name == "cuda":
         name = f"cuda:{local_rank}"
     torch_device = resolve_device(name)
     if torch_device.type == "cuda":

@@ -7,6 +7,7 @@ that of repeating the last context frame. Reward head: precision and recall on r
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import re
 import sys
@@ -25,12 +26,10 @@ from training.provenance import provenance
 from training.rollouts import Rollouts, check_held_out, read_rollouts, record_rollouts
 from wm_gym.checkpoint import Checkpoint, load_checkpoint, resolve_device
 from wm_gym.codec import frames_to_model, model_to_frames
+from wm_gym.compare import psnr
 from wm_gym.files import atomic_path
+from wm_gym.film import Film, write_strip
 from wm_gym.world_model import WorldModel
-
-# The mean squared error of rounding to 256 levels. Without a floor, a frame that does not change (the agent stands
-# against a wall) would have an infinite PSNR; with it, none exceeds 58.9 dB.
-MIN_SQUARED_ERROR = 1 / 12
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Arguments:
     noise_seed: int = 0
     device: str = "auto"  # "auto" takes the GPU if there is one
     batch_size: int = 0  # mazes at a time; 0: 8 on a CPU, 64 on a GPU
-    strip: Path | None = None  # film strip (PNG) of the first mazes, real above dream
+    strips: Path | None = None  # folder for film strips (PNG), real above dream, of the worst, median and best maze
 
 
 def evaluate(arguments: Arguments, argv: Sequence[str]) -> dict[str, Any]:
@@ -72,8 +71,8 @@ def evaluate(arguments: Arguments, argv: Sequence[str]) -> dict[str, Any]:
     dreamed = dream(model, rollouts, arguments, batch_size)
     window = slice(arguments.context, arguments.context + arguments.frames)
     real, last = rollouts.frames[:, window], rollouts.frames[:, arguments.context - 1].unsqueeze(1)
-    if arguments.strip is not None:
-        save_strip(arguments.strip, torch.cat([last, real], 1), torch.cat([last, dreamed], 1))
+    if arguments.strips is not None:
+        save_strips(arguments.strips, rollouts, dreamed, arguments.context)
     head_frames = arguments.head_frames or arguments.context + arguments.frames
     return {
         "checkpoint": Path(arguments.checkpoint).name,
@@ -149,15 +148,9 @@ def dream(model: WorldModel, rollouts: Rollouts, arguments: Arguments, batch_siz
     return torch.cat(dreams)
 
 
-def psnr(first: Tensor, second: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of uint8 frames [..., H, W, C], per frame; at most 58.9, see above."""
-    squared_error = (first.float() - second.float()).square().mean((-3, -2, -1))
-    return 10 * torch.log10(255**2 / squared_error.clamp(min=MIN_SQUARED_ERROR))
-
-
 def frame_figures(dreamed: Tensor, real: Tensor, last: Tensor) -> dict[str, Any]:
     """PSNR of dreams and of repeating the last context frame; uint8 [M, frames, H, W, C], `last` [M, 1, H, W, C]."""
-    of_dream, of_copy = psnr(dreamed, real), psnr(last, real)
+    of_dream, of_copy = psnr(dreamed.numpy(), real.numpy()), psnr(last.numpy(), real.numpy())
     return {
         "psnr": _rounded(of_dream.mean()),
         "psnr_copy_last": _rounded(of_copy.mean()),
@@ -198,12 +191,14 @@ def _rewards_from_noise(
     poses = [None] * frames.shape[1] if pose is None else list(pose.unbind(1))
     first_pose = None if pose is None else pose[:, :1]
     state = model.prefill(model.initial_state(len(frames)), frames[:, :1], actions[:, :0], first_pose)
-    shape, level = frames_to_model(frames[:, 0]).shape, torch.ones(len(frames), device=model.device)
     rewards = []
     for t in tqdm(range(1, frames.shape[1]), desc="reading", unit="frame", leave=False):
-        noise = torch.randn(shape, generator=generator, device=model.device)
-        rewards.append(model.denoise(state, noise, level, actions[:, t - 1], poses[t]).reward)
-        state = model.advance(state, frames[:, t], actions[:, t - 1], poses[t])
+        prediction, state = model.step(state, actions[:, t - 1], generator, pose=poses[t])
+        rewards.append(prediction.reward)
+        # The imagined frame is not in memory yet; the real one takes its place. Equal to `denoise`, then `advance`.
+        assert state.pending is not None
+        newest = dataclasses.replace(state.pending, frame=frames_to_model(frames[:, t]))
+        state = dataclasses.replace(state, pending=newest)
     return torch.stack(rewards, dim=1).cpu()
 
 
@@ -234,20 +229,15 @@ def detection_figures(predicted: Tensor, real: Tensor) -> dict[str, Any]:
     }
 
 
-def save_strip(path: Path, real: Tensor, dreamed: Tensor, num_mazes: int = 6, num_columns: int = 11) -> None:
-    """A PNG with two rows per maze, real above dream, starting at the last context frame; uint8 [M, T, H, W, C]."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ValueError("The film strip needs Pillow: pip install pillow.") from error
-    columns = torch.linspace(0, real.shape[1] - 1, min(num_columns, real.shape[1])).round().long()
-    pair = torch.stack([real[:num_mazes, columns], dreamed[:num_mazes, columns]], dim=1)  # [maze, 2, column, H, W, C]
-    width, channels = pair.shape[-2:]
-    picture = pair.permute(0, 1, 3, 2, 4, 5).reshape(-1, len(columns) * width, channels)
-    pixels = picture.numpy() if channels == 3 else np.repeat(picture.numpy()[..., :1], 3, axis=-1)
-    image = Image.fromarray(pixels).resize((pixels.shape[1] * 2, pixels.shape[0] * 2), Image.Resampling.NEAREST)
-    with atomic_path(path) as temporary:
-        image.save(temporary)
+def save_strips(folder: Path, rollouts: Rollouts, dreamed: Tensor, num_context: int, num_columns: int = 8) -> None:
+    """Film strips of the mazes with the lowest, the median and the highest PSNR: FOLDER/worst.png, ..."""
+    num_frames = dreamed.shape[1]
+    real = rollouts.frames[:, : num_context + num_frames].numpy()
+    quality = psnr(dreamed.numpy(), real[:, num_context:])
+    order = quality.mean(1).argsort()
+    steps = sorted({int(step) for step in np.linspace(1, num_frames, min(num_columns, num_frames)).round()})
+    for name, maze in (("worst", order[0]), ("median", order[len(order) // 2]), ("best", order[-1])):
+        write_strip(folder / f"{name}.png", Film(real[maze], dreamed[maze].numpy(), quality[maze]), steps)
 
 
 def _row_batches(rollouts: Rollouts, batch_size: int) -> Iterator[slice]:
@@ -264,8 +254,8 @@ def _on_device(
     return frames, actions, rollouts.pose[rows, :num_frames].to(model.device) if model.config.pose_size else None
 
 
-def _rounded(values: Tensor) -> Any:
-    return np.round(values.double().numpy(), 3).tolist()
+def _rounded(values: np.ndarray | np.floating[Any]) -> Any:
+    return np.round(values, 3).tolist()
 
 
 def print_table(figures: dict[str, Any]) -> None:
@@ -288,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         figures = evaluate(arguments, argv)
         with atomic_path(arguments.out) as temporary:
             temporary.write_text(json.dumps(figures, indent=1) + "\n")
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ImportError, ValueError) as error:
         sys.exit(f"error: {error}")
     print_table(figures)
 

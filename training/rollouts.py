@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training.episode import FIRST_EVALUATION_SEED
+from training.episode import FIRST_EVALUATION_SEED, Episode
 from training.policies import make_policy
+from training.recording import make_env, policy_seed, record_episode
 from training.store import open_store
 
 
@@ -31,7 +31,6 @@ class Rollouts:
     frames: Tensor  # uint8 [M, T, H, W, C]
     actions: Tensor  # int64 [M, T-1] or float32 [M, T-1, A]
     rewards: Tensor  # float32 [M, T-1]
-    terminations: Tensor  # bool [M, T-1]
     pose: Tensor  # float32 [M, T, P]; P = 0 if the environment tells none
 
 
@@ -46,39 +45,25 @@ def read_rollouts(path: Path, split: str, seeds: Sequence[int] | None, num_frame
     chosen = store.seeds(split) if seeds is None else list(seeds)
     if not chosen:
         raise ValueError(f"{path} has no episodes in split {split!r}.")
-    rows = []
-    for seed in tqdm(chosen, desc="reading", unit="episode"):
-        episode = store.read(seed, split)
-        _check_length(seed, episode.num_frames, num_frames)
-        steps = num_frames - 1
-        rows.append(
-            (
-                episode.frames[:num_frames],
-                episode.actions[:steps],
-                episode.rewards[:steps],
-                episode.terminations[:steps],
-                episode.pose[:num_frames],
-            )
-        )
     header = store.header
-    return _stack(rows, header.env_id, header.policy, chosen, header.observation_space, header.action_space)
+    episodes = (store.read(seed, split) for seed in tqdm(chosen, desc="reading", unit="episode"))
+    return _stack(episodes, num_frames, header.env_id, header.policy, header.observation_space, header.action_space)
 
 
-def record_rollouts(env_id: str, policy_name: str, seeds: Sequence[int], num_frames: int) -> Rollouts:
-    """One episode of `gym.make(env_id)` per seed, under a policy seeded likewise.
+def record_rollouts(env_id: str, policy: str, seeds: Sequence[int], num_frames: int) -> Rollouts:
+    """The first `num_frames` frames of the episodes that `training.collect` would record for `seeds`.
 
     Raises:
-        ValueError: an episode ends before `num_frames`, or the policy does not fit the environment.
-        gymnasium.error.Error: there is no such environment.
+        ValueError: there is no such environment, the policy does not fit it, or an episode ends earlier.
+        ImportError: a package is missing that the environment needs.
     """
-    if ":" not in env_id:
-        importlib.import_module("wm_gym")  # registers its environments
-    env = gym.make(env_id)
+    env = make_env(env_id, max_episode_steps=num_frames - 1)
     try:
-        rows = []
-        for seed in tqdm(seeds, desc="recording", unit="episode"):
-            rows.append(_record(env, make_policy(policy_name, env, seed), seed, num_frames))
-        return _stack(rows, env_id, policy_name, seeds, env.observation_space, env.action_space)
+        episodes = (
+            record_episode(env, make_policy(policy, env, policy_seed(seed)), seed)
+            for seed in tqdm(seeds, desc="recording", unit="episode")
+        )
+        return _stack(episodes, num_frames, env_id, policy, env.observation_space, env.action_space)
     finally:
         env.close()
 
@@ -92,45 +77,28 @@ def check_held_out(seeds: Sequence[int], training_seeds: Sequence[Sequence[int]]
         raise ValueError(f"Seed {early[0]} is for training; evaluation takes seeds from {FIRST_EVALUATION_SEED:,} on.")
 
 
-def _record(env: gym.Env[Any, Any], policy: Any, seed: int, num_frames: int) -> tuple[np.ndarray, ...]:
-    discrete = isinstance(env.action_space, gym.spaces.Discrete)
-    observation, info = env.reset(seed=seed)
-    policy.reset(info)
-    frames, poses, steps = [observation], [_pose(info)], []
-    while len(frames) < num_frames:
-        action = policy(observation, info)
-        observation, reward, terminated, truncated, info = env.step(action)
-        frames.append(observation)
-        poses.append(_pose(info))
-        steps.append((action, reward, terminated))
-        if terminated or truncated:
-            _check_length(seed, len(frames), num_frames)
-    actions, rewards, terminations = zip(*steps, strict=True)
-    return (
-        np.stack(frames),
-        np.asarray(actions, np.int64 if discrete else np.float32),
-        np.asarray(rewards, np.float32),
-        np.asarray(terminations, np.bool_),
-        np.stack(poses),
-    )
-
-
-def _pose(info: dict[str, Any]) -> np.ndarray:
-    return np.asarray(info.get("pose", ()), np.float32)
-
-
-def _check_length(seed: int, num_frames: int, needed: int) -> None:
-    if num_frames < needed:
-        raise ValueError(f"The episode of seed {seed} has {num_frames} frames; {needed} are needed.")
-
-
 def _stack(
-    rows: Sequence[tuple[np.ndarray, ...]],
+    episodes: Iterable[Episode],
+    num_frames: int,
     env_id: str,
     policy: str,
-    seeds: Sequence[int],
     observation_space: gym.Space[Any],
     action_space: gym.Space[Any],
 ) -> Rollouts:
+    seeds, rows = [], []
+    for episode in episodes:
+        if episode.num_frames < num_frames:
+            raise ValueError(
+                f"The episode of seed {episode.seed} has {episode.num_frames} frames; {num_frames} are needed."
+            )
+        seeds.append(episode.seed)
+        steps = slice(0, num_frames - 1)
+        arrays = (
+            episode.frames[:num_frames],
+            episode.actions[steps],
+            episode.rewards[steps],
+            episode.pose[:num_frames],
+        )
+        rows.append([np.array(array) for array in arrays])  # copies, so that the rest of the episode is let go
     tensors = [torch.from_numpy(np.stack(arrays)) for arrays in zip(*rows, strict=True)]
     return Rollouts(env_id, policy, tuple(seeds), observation_space, action_space, *tensors)

@@ -13,7 +13,9 @@ from wm_gym.demo import Demo, run_demo
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a subcommand; `arguments` default to those of the process. Returns the exit status, 1 after an error."""
     try:
-        run_demo(tyro.extras.subcommand_cli_from_dict({"demo": Demo}, prog="wm-gym", description=__doc__, args=arguments))
+        run_demo(
+            tyro.extras.subcommand_cli_from_dict({"demo": Demo}, prog="wm-gym", description=__doc__, args=arguments)
+        )
     except (ImportError, OSError, TypeError, ValueError) as error:
         print(f"wm-gym: {error}", file=sys.stderr)
         return 1

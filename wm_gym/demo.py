@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from dataclasses import dataclass
@@ -154,12 +155,14 @@ def print_table(report: dict[str, Any]) -> None:
     dreamed, copied = report["psnr"], report["psnr_copy_last"]
     print(f"\n{'dreamed frames':>16} {'dream (dB)':>12} {'copy last (dB)':>16}")
     bounds = [bound for bound in (0, 1, 5, 10, 20, 50, 100, 200, 500) if bound < len(dreamed)] + [len(dreamed)]
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in itertools.pairwise(bounds):
         label = f"{start + 1}" if end == start + 1 else f"{start + 1}-{end}"
         print(f"{label:>16} {np.mean(dreamed[start:end]):>12.2f} {np.mean(copied[start:end]):>16.2f}")
     print(f"{'all':>16} {np.mean(dreamed):>12.2f} {np.mean(copied):>16.2f}")
     fps_real = "packaged clips" if report["fps_real"] is None else f"{report['fps_real']:.1f} steps/s"
-    print(f"\ndream: {report['fps_dream']:.1f} frames/s on {report['device']};  real: {fps_real};  seed {report['seed']}")
+    print(
+        f"\ndream: {report['fps_dream']:.1f} frames/s on {report['device']};  real: {fps_real};  seed {report['seed']}"
+    )
 
 
 def _walk(env: gym.Env[Any, Any], seed: int, num_frames: int) -> RealEpisode:

@@ -53,11 +53,12 @@ def video_frames(film: Film) -> Iterator[np.ndarray]:
             if reading
             else f"dreaming  {step + 1} / {num_dreamed}    {film.psnr[step]:.1f} dB"
         )
-        yield _draw_pair(_enlarge(real, scale), _enlarge(dream, scale), reading, caption, note, (index + 1) / len(film.real))
+        progress = (index + 1) / len(film.real)
+        yield _draw_pair(_enlarge(real, scale), _enlarge(dream, scale), reading, caption, note, progress)
 
 
-def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> None:
-    """Writes uint8 RGB frames of even size as H.264 (yuv420p), atomically. Raises ImportError without imageio-ffmpeg."""
+def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int) -> None:
+    """Writes uint8 RGB frames of even size as H.264 (yuv420p), atomically. Raises ImportError without its package."""
     try:
         import imageio_ffmpeg
     except ImportError as error:
@@ -73,8 +74,8 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> N
             codec="libx264",
             pix_fmt_out="yuv420p",
             macro_block_size=2,
-            quality=None,
-            output_params=["-crf", "16", "-movflags", "+faststart"],
+            quality=7,
+            output_params=["-movflags", "+faststart"],
         )
         try:
             writer.send(None)
@@ -85,7 +86,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> N
 
 
 def write_strip(path: str | Path, film: Film, steps: Sequence[int]) -> None:
-    """Writes a PNG, atomically: the last context frame and the given steps (1 is the first dreamed frame) in two rows."""
+    """Writes a PNG, atomically: the last context frame and the given steps (1 is the first dreamed frame) of both."""
     with atomic_path(path) as temporary:
         _draw_strip(film, steps).save(temporary)
 
@@ -126,7 +127,8 @@ def _draw_strip(film: Film, steps: Sequence[int]) -> Any:
         draw.text((MARGIN, top + height / 2), name, color, _font(20), anchor="lm")
     columns = [("context", "", film.real[num_context - 1], None)]
     for step in steps:
-        columns.append((f"+{step}", f"{film.psnr[step - 1]:.1f} dB", film.real[num_context + step - 1], film.dream[step - 1]))
+        real, dream = film.real[num_context + step - 1], film.dream[step - 1]
+        columns.append((f"+{step}", f"{film.psnr[step - 1]:.1f} dB", real, dream))
     for index, (title, note, real, dream) in enumerate(columns):
         x = label + index * (width + gap)
         draw.text((x + width / 2, 18), title, TEXT, _font(18), anchor="mm")

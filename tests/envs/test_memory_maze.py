@@ -219,6 +219,7 @@ def test_unknown_size_implementation_or_render_mode_are_value_errors() -> None:
 
 
 def test_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "egl")  # so that a missing software renderer does not come first
     monkeypatch.setitem(sys.modules, "mujoco", None)
     with pytest.raises(ImportError, match=r"pip install wm_gym\[memory-maze\]"):
         MemoryMazeEnv("9x9")

@@ -1,3 +1,4 @@
+# pyright: reportAttributeAccessIssue=false
 import subprocess
 import sys
 import warnings
@@ -18,8 +19,8 @@ from tests.tiny import (
     set_termination_bias,
     tiny_model,
 )
-from wm_gym.checkpoint import save_checkpoint
 from wm_gym.codec import model_to_frames
+from wm_gym.envs.world_model import WorldModelEnv
 
 ENV_ID = "LSSVWM-MemoryMaze-v0"
 ACTIONS = [0, 1, 2, 1, 0, 2, 2, 1]
@@ -61,19 +62,11 @@ def test_check_env_passes_without_warnings(tiny_kwargs, monkeypatch):
 
 def test_stable_baselines_check_env_passes_without_warnings(tmp_path):
     checker = pytest.importorskip("stable_baselines3.common.env_checker")
-    model = tiny_model(frame_height=48, frame_width=48)
-    save_checkpoint(
-        tmp_path / "a.safetensors",
-        config=model.config.to_dict(),
-        tensors=model.state_dict(),
-        observation_space=gym.spaces.Box(0, 255, (48, 48, 3), np.uint8),
-        action_space=DISCRETE,
-        metadata={},
-    )
+    path = save_tiny_checkpoint(tmp_path / "a.safetensors", tiny_model(frame_height=48, frame_width=48))
     clips = make_tiny_clips(num_frames=4)
     wide = wm_gym.Clips(clips.frames.repeat(3, 2).repeat(3, 3), clips.actions, clips.seeds)
     wm_gym.save_clips(tmp_path / "wide.npz", wide)
-    env = gym.make(ENV_ID, checkpoint=tmp_path / "a.safetensors", contexts=tmp_path / "wide.npz", context_frames=4)
+    env = gym.make(ENV_ID, checkpoint=path, contexts=tmp_path / "wide.npz", context_frames=4)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         checker.check_env(env)
@@ -121,9 +114,8 @@ def test_steps_are_those_of_the_model(env):
     clip = next(i for i in range(3) if np.array_equal(obs, clips.frames[i, 5]))
     model = tiny_model()
     generator = torch.Generator().manual_seed(int(np.random.default_rng(4).integers(2**63)))
-    state = model.prefill(
-        model.initial_state(1), torch.from_numpy(clips.frames[clip : clip + 1, :6]), torch.from_numpy(clips.actions[clip : clip + 1, :5])
-    )
+    frames, actions = (torch.from_numpy(part[clip : clip + 1]) for part in (clips.frames, clips.actions))
+    state = model.prefill(model.initial_state(1), frames[:, :6], actions[:, :5])
     with torch.no_grad():
         for t, action in enumerate(ACTIONS):
             prediction, state = model.step(state, torch.tensor([action]), [generator])
@@ -306,7 +298,7 @@ def test_wrong_reset_options_are_clear_errors_that_leave_the_episode_alone(env):
 )
 def test_wrong_arguments_are_clear_errors(tiny_kwargs, changes, error, message):
     with pytest.raises(error, match=message):
-        wm_gym.envs.world_model.WorldModelEnv(**{**tiny_kwargs, **changes})
+        WorldModelEnv(**{**tiny_kwargs, **changes})
 
 
 def test_clips_of_another_size_or_too_short_are_value_errors_at_reset(tiny_kwargs):

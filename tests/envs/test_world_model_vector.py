@@ -131,6 +131,7 @@ def test_an_autoreset_row_starts_the_episode_that_its_own_generator_draws(make):
     assert info["_imagined_steps"].tolist() == [False, True]
     expected, _ = lone.reset(seed=[11])
     np.testing.assert_array_equal(obs[1], expected[0])
+    truncated = np.zeros(2, bool)
     for action in actions_for(3, 2):
         obs, _, _, truncated, info = envs.step(action)
         expected = lone.step(action[1:])[0]
@@ -293,3 +294,16 @@ def test_seeds_and_generators_are_given_row_by_row(make):
     assert envs.np_random_seed[0] == 4  # pyright: ignore
     assert envs.np_random_seed[2] == 6  # pyright: ignore
     assert len(envs.np_random) == 3  # pyright: ignore
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_torch_output_stays_there_and_seeds_still_decide(make):
+    envs, actions = make(device="cuda", output="torch"), torch.from_numpy(actions_for(HORIZON)).cuda()
+    episodes = []
+    for _ in range(2):
+        obs, _ = envs.reset(seed=0)
+        assert obs.is_cuda
+        episodes.append(play(envs, actions))
+    assert all(value.is_cuda for value in episodes[0][0])
+    for one, other in zip(*episodes, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

@@ -77,7 +77,7 @@ def test_every_window_is_drawn_equally_often(tmp_path: Path) -> None:
 
 
 def test_batches_depend_on_the_generator_alone(tmp_path: Path) -> None:
-    counting_store(tmp_path / "store", {seed: 20 for seed in range(4)}, rewarded=(5, 11))
+    counting_store(tmp_path / "store", dict.fromkeys(range(4), 20), rewarded=(5, 11))
     first, second = EpisodeDataset(tmp_path / "store"), EpisodeDataset(tmp_path / "store", num_threads=1)
     random = generator(1)
     first.sample(3, 8, random, reward_window_fraction=0.5)
@@ -166,7 +166,7 @@ def test_bad_stores_are_errors(tmp_path: Path) -> None:
     make_toy_store(tmp_path / "store", seeds=[0, 1])
     with pytest.raises(ValueError, match="no episode in split 'test'"):
         EpisodeDataset(tmp_path / "store", split="test")
-    with pytest.raises(ValueError, match="is a store of tests.toy_env:tests/ToyMaze-v0, expected other/Maze-v0"):
+    with pytest.raises(ValueError, match=r"is a store of tests\.toy_env:tests/ToyMaze-v0, expected other/Maze-v0"):
         EpisodeDataset(tmp_path / "store", env_id="other/Maze-v0")
     shard = tmp_path / "store/train/episode_0000000001/frames/c/0/0/0/0"
     os.truncate(shard, 1000)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+import wm_gym  # noqa: F401  (registers the environments)
 from training.policies import Navigator, make_policy
 
 
@@ -70,7 +71,7 @@ NINE = [
 def tile(rows: list[str], size: int) -> list[str]:
     """A larger map: the small one, repeated around an open cross."""
     wide = [(row + "." + row)[:size] for row in rows]
-    return (wide + ["." * size] + wide)[:size]
+    return [*wide, "." * size, *wide][:size]
 
 
 def walk(env: gym.Env[Any, Any], policy: Any, num_steps: int, seed: int = 0) -> tuple[list[int], set[Any], float]:

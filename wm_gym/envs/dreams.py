@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from wm_gym.checkpoint import load_checkpoint
+from wm_gym.checkpoint import load_checkpoint, resolve_device
 from wm_gym.codec import model_to_frames
 from wm_gym.contexts import Clips, Context, load_clips
 from wm_gym.world_model import ModelState, WorldModel
@@ -78,7 +78,8 @@ class Dreams:
         for name, value in counts.items():
             if not isinstance(value, (int, np.integer)) or value < 1:
                 raise ValueError(f"{name} must be a whole number from 1 on, got {value!r}.")
-        loaded = load_checkpoint(checkpoint, device)
+        device = resolve_device(device)
+        loaded = load_checkpoint(checkpoint)
         self.observation_space = loaded.observation_space
         self.action_space = loaded.action_space
         self.model = WorldModel.from_weights(loaded.config, loaded.tensors, device, name=str(checkpoint))
@@ -100,7 +101,9 @@ class Dreams:
     def num_rows(self) -> int:
         return len(self._generators)
 
-    def start(self, rows: Sequence[int], randoms: Sequence[np.random.Generator], contexts: Sequence[Context | None]):
+    def start(
+        self, rows: Sequence[int], randoms: Sequence[np.random.Generator], contexts: Sequence[Context | None]
+    ) -> None:
         """Starts the dreams of `rows` anew, each from its context, or from a clip that its random generator draws."""
         prepared: dict[int, ModelState] = {}
         states = []
@@ -191,26 +194,25 @@ class Dreams:
     def _put(self, rows: list[int], states: list[ModelState]) -> None:
         """Writes memories of one row each into the given rows."""
         parts = [state.to_tensors() for state in states]
-        stacked = ModelState.from_tensors({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
-        if len(rows) < self.num_rows and self._state is not None:
-            device = self.model.device
-            source = torch.zeros(self.num_rows, dtype=torch.int64)
-            source[rows] = torch.arange(len(rows))
-            kept = torch.ones(self.num_rows, dtype=torch.bool)
-            kept[rows] = False
-            stacked = self._state.where(kept.to(device), stacked.index(source.to(device)))
-        self._state = stacked
+        tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        if len(rows) < self.num_rows:
+            assert self._state is not None
+            index = torch.tensor(rows, device=self.model.device)
+            kept = self._state.to_tensors()
+            tensors = {name: kept[name].index_copy(0, index, tensor) for name, tensor in tensors.items()}
+        self._state = ModelState.from_tensors(tensors)
 
 
 def check_actions(actions: Any, num_rows: int, space: gym.Space[Any]) -> torch.Tensor:
     """Actions of all rows as the model takes them. Raises ValueError if one of them is not in `space`."""
     values = actions.detach().cpu().numpy() if isinstance(actions, torch.Tensor) else np.asarray(actions)
-    shape = (num_rows, *(space.shape or ()))
-    discrete = isinstance(space, gym.spaces.Discrete)
-    if values.shape != shape or values.dtype.kind not in ("iu" if discrete else "iuf"):
-        raise ValueError(f"Expected {num_rows} action(s) from {space}, got {actions!r}.")
-    values = values.astype(np.int64 if discrete else space.dtype)
-    if not all(space.contains(value) for value in values):
+    if isinstance(space, gym.spaces.Discrete):
+        kinds, low, high = "iu", space.start, space.start + space.n - 1
+    else:
+        assert isinstance(space, gym.spaces.Box)
+        kinds, low, high = "iuf", space.low, space.high
+    fits = values.shape == (num_rows, *(space.shape or ())) and values.dtype.kind in kinds
+    if not fits or not ((values >= low) & (values <= high)).all():
         raise ValueError(f"Expected {num_rows} action(s) from {space}, got {actions!r}.")
     return to_model_actions(values, space)
 
@@ -218,5 +220,5 @@ def check_actions(actions: Any, num_rows: int, space: gym.Space[Any]) -> torch.T
 def to_model_actions(actions: np.ndarray, space: gym.Space[Any]) -> torch.Tensor:
     """Valid actions as int64 counted from 0, or as float32."""
     if isinstance(space, gym.spaces.Discrete):
-        return torch.from_numpy(np.asarray(actions, np.int64) - int(space.start))
-    return torch.from_numpy(np.asarray(actions, np.float32))
+        return torch.from_numpy(actions.astype(np.int64) - int(space.start))
+    return torch.from_numpy(actions.astype(np.float32))

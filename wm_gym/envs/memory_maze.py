@@ -19,6 +19,7 @@ from wm_gym.envs.memory_maze_published import (
     FRAME_SIZE,
     MazeBackend,
     UpstreamMaze,
+    draw_border,
     load_libraries,
 )
 
@@ -125,12 +126,18 @@ class MemoryMazeEnv(gym.Env[npt.NDArray[np.uint8], np.int64]):
         return step.frame, step.reward, False, step.last, self._info()
 
     def render(self) -> npt.NDArray[np.uint8] | None:
-        """The agent's view as uint8 [256, 256, 3] without the border, or None without a render mode."""
+        """The current frame drawn larger, as uint8 [256, 256, 3], or None without a render mode.
+
+        Raises:
+            ResetNeeded: before the first reset, or after close.
+        """
         if self.render_mode is None:
             return None
         if self._state in ("new", "closed"):
             raise ResetNeeded("render needs a running episode: call reset first.")
-        return self._backend.physics.render(self.render_size, self.render_size, camera_id=CAMERA).copy()
+        picture = self._backend.physics.render(self.render_size, self.render_size, camera_id=CAMERA).copy()
+        draw_border(picture, self._target_color())
+        return picture
 
     def close(self) -> None:
         """Frees the renderer; may be called twice."""
@@ -148,17 +155,19 @@ class MemoryMazeEnv(gym.Env[npt.NDArray[np.uint8], np.int64]):
         self._targets = (np.asarray(world)[:, :2] / self._scale + self._offset).astype(np.float32)
         self._body_id = self._backend.physics.model.name2id(BODY, "body")
 
+    def _target_color(self) -> npt.NDArray[np.float64]:
+        return self._backend.task._target_colors[self._backend.task._current_target_ix]
+
     def _info(self) -> dict[str, Any]:
         task, data = self._backend.task, self._backend.physics.data
         position = data.xpos[self._body_id, :2] / self._scale + self._offset
         heading = data.xmat[self._body_id].reshape(3, 3)[:2, 1]
-        index = int(task._current_target_ix)
         return {
             "pose": np.concatenate([position, heading / np.linalg.norm(heading)]).astype(np.float32),
             "layout": self._layout.copy(),
             "targets": self._targets.copy(),
-            "target_index": index,
-            "target_color": np.asarray(task._target_colors[index], np.float32),
+            "target_index": int(task._current_target_ix),
+            "target_color": np.asarray(self._target_color(), np.float32),
             "maze_seed": self._maze_seed,
         }
 

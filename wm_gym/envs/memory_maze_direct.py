@@ -135,9 +135,8 @@ class DirectMaze:
                 entity.initialize_episode(physics, self._rng)
         self._model, self._data = physics.model.ptr, physics.data.ptr
         self._num_substeps = task.physics_steps_per_control_step
-        target_geoms = [int(physics.bind(target.geom).element_id) for target in task._targets]
-        self._target_geoms = frozenset(target_geoms)
-        self._target_positions = self._data.geom_xpos[target_geoms, :2].copy()
+        self._targets = {int(physics.bind(target.geom).element_id): target for target in task._targets}
+        self._target_positions = self._data.geom_xpos[list(self._targets), :2].copy()
         self._body = physics.model.name2id(BODY, "body")
         self._camera = self._libraries.engine.Camera(physics, FRAME_SIZE, FRAME_SIZE, CAMERA)
         self._planes = ViewedPlanes(self._model, self._data, physics.model.name2id(CAMERA, "camera"))
@@ -157,8 +156,9 @@ class DirectMaze:
         for _ in range(self._num_substeps):
             mujoco.mj_step2(self._model, self._data)
             mujoco.mj_step1(self._model, self._data)
-            if not self._target_geoms.isdisjoint(self._data.contact.geom.flat):
-                for target in self._task._targets:
+            touching = set(self._data.contact.geom.flat)
+            for geom, target in self._targets.items():
+                if geom in touching and not target.activated:
                     target.after_substep(self._physics, self._rng)
 
     def _render(self) -> npt.NDArray[np.uint8]:

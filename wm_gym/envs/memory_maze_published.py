@@ -95,7 +95,7 @@ def load_libraries() -> Libraries:
 
 
 def _has_nvidia_egl() -> bool:
-    return bool(glob.glob("/dev/nvidia[0-9]*")) and ctypes.util.find_library("EGL") is not None
+    return bool(glob.glob("/dev/nvidia[0-9]*")) and ctypes.util.find_library("EGL_nvidia") is not None
 
 
 @contextlib.contextmanager

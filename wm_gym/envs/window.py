@@ -18,9 +18,7 @@ class Window:
         try:
             import pygame
         except ImportError as error:
-            raise gym.error.DependencyNotInstalled(
-                "render_mode='human' needs pygame: `pip install pygame`."
-            ) from error
+            raise gym.error.DependencyNotInstalled("render_mode='human' needs pygame: `pip install pygame`.") from error
         self._pygame = pygame
         self._fps = fps
         self._clock = pygame.time.Clock()
@@ -51,6 +49,8 @@ class Window:
             self._pygame.display.init()
             screen = self._pygame.display.set_mode(size)
         except self._pygame.error as error:
-            raise gym.error.Error(f"render_mode='human' needs a display, and none could be opened ({error}).") from error
+            raise gym.error.Error(
+                f"render_mode='human' needs a display, and none could be opened ({error})."
+            ) from error
         self._pygame.display.set_caption(self._title)
         return screen

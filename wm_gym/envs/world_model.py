@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +24,7 @@ class EpisodeState:
     """A fork of an episode, from `WorldModelEnv.get_state`: memory, generators and counters."""
 
     dream: DreamState
-    np_random: dict[str, Any]  # state of the bit generator that draws later episodes
+    np_random: Mapping[str, Any]  # state of the bit generator that draws later episodes
 
 
 class WorldModelEnv(gym.Env[np.ndarray, Any]):

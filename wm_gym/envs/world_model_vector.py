@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,7 @@ class VectorEpisodeState:
     """A fork of all episodes of a vector environment, from `WorldModelVectorEnv.get_state`."""
 
     dream: DreamState
-    np_randoms: tuple[dict[str, Any], ...]
+    np_randoms: tuple[Mapping[str, Any], ...]
 
 
 class WorldModelVectorEnv(VectorEnv[Any, Any, Any]):
