@@ -24,7 +24,7 @@ def frames_to_model(frames: Tensor) -> Tensor:
 
 
 def model_to_frames(frames: Tensor) -> Tensor:
-    """Turn float frames ``[..., C, H, W]`` in [-1, 1] into uint8 frames ``[..., H, W, C]``; values outside are saturated."""
+    """Turn float frames ``[..., C, H, W]`` in [-1, 1] into uint8 frames ``[..., H, W, C]``; outside values saturate."""
     return frames.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).movedim(-3, -1)
 
 

@@ -1,8 +1,8 @@
 """Noise levels, interpolation between frame and noise, and samplers over a denoise callable.
 
 A noise level is in [0, 1]: 0 is the clean frame, 1 is pure noise, with the straight path of rectified flow between them
-(Liu et al. 2022, arXiv 2209.03003, eq. 1). A denoise callable maps (noisy frame, noise level) to a prediction of the clean frame;
-samplers know nothing else about the network.
+(Liu et al. 2022, arXiv 2209.03003). A denoise callable maps (noisy frame, noise level) to a prediction of the
+clean frame; samplers know nothing else about the network.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def expand_level(noise_level: Tensor, frame: Tensor) -> Tensor:
 
 
 def add_noise(frame: Tensor, noise: Tensor, noise_level: Tensor) -> Tensor:
-    """``(1 - noise_level) * frame + noise_level * noise``; levels ``[B]`` or ``[B, T]`` match the leading axes of ``frame``."""
+    """``(1 - noise_level) * frame + noise_level * noise``; levels match the leading axes of ``frame``."""
     level = expand_level(noise_level, frame).to(frame.dtype)
     return frame + level * (noise - frame)
 
@@ -43,7 +43,7 @@ def linear_schedule(num_denoising_steps: int) -> tuple[float, ...]:
 def euler_update(noisy: Tensor, clean: Tensor, level: float, next_level: float) -> Tensor:
     """Move along the straight path from ``level`` to ``next_level``, given a prediction of the clean frame.
 
-    The velocity of the path is ``(noisy - clean) / level`` (arXiv 2209.03003, eq. 2); at ``next_level`` 0 this is ``clean``.
+    The path's velocity is ``(noisy - clean) / level`` (arXiv 2209.03003); at ``next_level`` 0 the result is ``clean``.
     """
     return torch.lerp(clean, noisy, next_level / level)
 

@@ -23,10 +23,11 @@ from wm_gym.array_typing import (
     Pose,
     Poses,
 )
-from wm_gym.checkpoint import load_checkpoint
+from wm_gym.checkpoint import load_checkpoint, resolve_device
 from wm_gym.codec import frames_to_model, quantize
 from wm_gym.flow import euler_update, linear_schedule
 from wm_gym.nn.backbone import Backbone, Output
+from wm_gym.nn.checks import check_actions, check_frames, check_model_frame, check_pose
 from wm_gym.nn.config import WorldModelConfig
 from wm_gym.nn.state import LayerState, ModelState, PendingFrame
 
@@ -56,8 +57,8 @@ class Prediction(NamedTuple):
 class WorldModel(nn.Module):
     """Long-context state-space video world model (arXiv 2505.20171) with reward and termination heads.
 
-    ``action[t]`` is taken at frame t and leads to frame t + 1; frame 0 is conditioned on no action. On a GPU the network
-    computes in bfloat16 with float32 weights and SSM states.
+    ``action[t]`` is taken at frame t and leads to frame t + 1; frame 0 is conditioned on no action. On a GPU the
+    network computes in bfloat16 with float32 weights and SSM states.
     """
 
     reward_values: Tensor
@@ -74,10 +75,11 @@ class WorldModel(nn.Module):
 
         Raises:
             FileNotFoundError: if there is no such checkpoint.
-            ValueError: if the file is damaged, foreign, or does not fit its own configuration.
+            ValueError: if the file is damaged, foreign or does not fit its configuration, or the device is not there.
         """
-        checkpoint = load_checkpoint(name_or_path, device="cpu")
-        return cls.from_weights(checkpoint.config, checkpoint.tensors, device, name=str(name_or_path))
+        target = resolve_device(device)
+        checkpoint = load_checkpoint(name_or_path)
+        return cls.from_weights(checkpoint.config, checkpoint.tensors, target, name=str(name_or_path))
 
     @classmethod
     def from_weights(
@@ -116,10 +118,10 @@ class WorldModel(nn.Module):
             Clean frames and event logits; index t + 1 speaks of the transition from t to t + 1.
         """
         batch, length = frames.shape[:2]
-        self._check_actions(actions, batch, length - 1)
+        check_actions(self.config, actions, batch, length - 1)
         led = torch.cat([actions.new_zeros(batch, 1, *actions.shape[2:]), actions], dim=1)
         has_action = (torch.arange(length, device=frames.device) > 0).expand(batch, -1)
-        self._check_pose(pose, (batch, length))
+        check_pose(self.config, pose, (batch, length))
         return self.backbone(frames, noise_level, led, has_action, pose)[0]
 
     def initial_state(self, batch_size: int) -> ModelState:
@@ -133,18 +135,18 @@ class WorldModel(nn.Module):
 
         Args:
             frames: uint8 ``[B, T, H, W, C]``.
-            actions: the actions between the frames: T - 1 of them for an empty state; T for a state that has seen frames
-                (the first leads from its newest frame to ``frames[:, 0]``).
+            actions: the actions between the frames: T - 1 of them for an empty state; T for a state that has seen
+                frames (the first leads from its newest frame to ``frames[:, 0]``).
             pose: poses of the frames, if the model is conditioned on poses.
 
         Raises:
             TypeError, ValueError: if frames, actions or poses do not fit the model or each other.
         """
-        self._check_frames(frames, state.batch_size)
+        check_frames(self.config, frames, state.batch_size)
         batch, length = frames.shape[:2]
         empty = state.pending is None
-        self._check_actions(actions, batch, length - 1 if empty else length)
-        self._check_pose(pose, (batch, length))
+        check_actions(self.config, actions, batch, length - 1 if empty else length)
+        check_pose(self.config, pose, (batch, length))
         has_action = torch.ones(batch, length, dtype=torch.bool, device=frames.device)
         if empty:
             actions = torch.cat([actions.new_zeros(batch, 1, *actions.shape[2:]), actions], dim=1)
@@ -180,7 +182,7 @@ class WorldModel(nn.Module):
         """Make ``frame`` the newest frame of the state; the one that was newest enters the memory.
 
         Args:
-            frame: uint8 ``[B, H, W, C]``, or float ``[B, C, H, W]`` in [-1, 1], which is rounded to the 256 levels of uint8.
+            frame: uint8 ``[B, H, W, C]``, or float ``[B, C, H, W]`` in [-1, 1], which is rounded to the levels of uint8.
             action: the action that led to it.
             pose: its pose.
         """
@@ -188,7 +190,7 @@ class WorldModel(nn.Module):
         if state.pending is None:
             raise ValueError("the state has seen no frame yet; call prefill with at least one real frame first.")
         fresh = self._next_frame(state, clean, action, pose)
-        return self._append(state, _with_time(fresh))
+        return self._append(state, fresh.with_time())
 
     def step(
         self,
@@ -198,10 +200,10 @@ class WorldModel(nn.Module):
         num_denoising_steps: int = 1,
         pose: Pose | None = None,
     ) -> tuple[Prediction, ModelState]:
-        """Imagine one frame and take it into the state: ``denoise`` from noise, then ``advance``, in ``num_denoising_steps`` passes.
+        """Imagine one frame and take it into the state: ``denoise`` from noise, then ``advance``.
 
-        The first pass runs the state's newest frame, which enters memory, together with the noise of the next frame, which
-        only reads it; so one denoising step costs one pass.
+        The first pass runs the state's newest frame, which enters memory, together with the noise of the next frame,
+        which only reads it; so one denoising step costs one pass.
 
         Args:
             action: taken at the newest frame, ``[B]`` int64 or ``[B, A]`` float.
@@ -226,24 +228,25 @@ class WorldModel(nn.Module):
         return prediction, ModelState(committed.layers, committed.num_committed, newest)
 
     def _append(self, state: ModelState, fresh: PendingFrame) -> ModelState:
-        """Take in T clean frames (a PendingFrame with a time axis): all enter memory but the last, which becomes pending."""
-        sequence = fresh if state.pending is None else _concatenate(_with_time(state.pending), fresh)
+        """Take in T clean frames, a sequence: all enter memory but the last, which becomes pending."""
+        sequence = fresh if state.pending is None else state.pending.with_time().followed_by(fresh)
         num_committed = sequence.frame.shape[1] - 1
         layers = state.layers
         if num_committed:
             clean = sequence.frame.new_zeros(sequence.frame.shape[:2])
-            layers = self._run(state, sequence, clean, slice(0, num_committed), num_committed)[1]
-        return ModelState(layers, state.num_committed + num_committed, _at_time(sequence, -1))
+            entering = sequence.at_time(slice(0, num_committed))
+            layers = self._run(state, entering, clean[:, :num_committed], num_committed)[1]
+        return ModelState(layers, state.num_committed + num_committed, sequence.at_time(-1))
 
     def _predict(
         self, state: ModelState, noisy: PendingFrame, level: NoiseLevel, num_committed: int
     ) -> tuple[Prediction, tuple[LayerState, ...]]:
         """Run the pending frame, if there is one, and then the noisy frame; return what is said of the latter."""
-        sequence, levels = _with_time(noisy), level[:, None]
+        sequence, levels = noisy.with_time(), level[:, None]
         if state.pending is not None:
-            sequence = _concatenate(_with_time(state.pending), sequence)
+            sequence = state.pending.with_time().followed_by(sequence)
             levels = torch.cat([torch.zeros_like(levels), levels], dim=1)
-        output, layers = self._run(state, sequence, levels, slice(None), num_committed)
+        output, layers = self._run(state, sequence, levels, num_committed)
         reward_logits, termination_logits = output.reward_logits[:, -1], output.termination_logits[:, -1]
         reward = self.reward_values[reward_logits.argmax(-1)]
         prediction = Prediction(
@@ -252,31 +255,28 @@ class WorldModel(nn.Module):
         return prediction, layers
 
     def _run(
-        self, state: ModelState, sequence: PendingFrame, levels: NoiseLevels, part: slice, num_committed: int
+        self, state: ModelState, sequence: PendingFrame, levels: NoiseLevels, num_committed: int
     ) -> tuple[Output, tuple[LayerState, ...]]:
-        pose = None if sequence.pose is None else sequence.pose[:, part]
-        autocast = torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else contextlib.nullcontext()
-        with autocast:
+        on_gpu = self.device.type == "cuda"
+        with torch.autocast("cuda", torch.bfloat16) if on_gpu else contextlib.nullcontext():
             return self.backbone(
-                sequence.frame[:, part],
-                levels[:, part],
-                sequence.action[:, part],
-                sequence.has_action[:, part],
-                pose,
+                sequence.frame,
+                levels,
+                sequence.action,
+                sequence.has_action,
+                sequence.pose,
                 state.layers,
                 state.num_committed,
                 num_committed,
             )
 
     def _next_frame(self, state: ModelState, frame: ModelFrame, action: Action, pose: Pose | None) -> PendingFrame:
-        c, batch = self.config, state.batch_size
-        expected = (batch, c.frame_channels, c.frame_height, c.frame_width)
-        if tuple(frame.shape) != expected:
-            raise ValueError(f"frame has shape {tuple(frame.shape)}; expected {expected} in model space.")
+        batch = state.batch_size
+        check_model_frame(self.config, frame, batch)
         if state.pending is None:
             raise ValueError("the state has seen no frame yet; call prefill with at least one real frame first.")
-        self._check_actions(action[:, None], batch, 1)
-        self._check_pose(pose, (batch,))
+        check_actions(self.config, action[:, None], batch, 1)
+        check_pose(self.config, pose, (batch,))
         has_action = torch.ones(batch, dtype=torch.bool, device=frame.device)
         return PendingFrame(frame, action, has_action, pose)
 
@@ -290,65 +290,3 @@ class WorldModel(nn.Module):
         else:
             raise ValueError(f"{len(generator)} generators given for {batch_size} rows; give one, or one per row.")
         return noise.to(self.device)
-
-    def _check_frames(self, frames: Tensor, batch_size: int) -> None:
-        c = self.config
-        expected = (c.frame_height, c.frame_width, c.frame_channels)
-        if frames.dtype != torch.uint8:
-            raise TypeError(f"frames are {frames.dtype}; expected torch.uint8.")
-        if (
-            frames.ndim != 5
-            or frames.shape[0] != batch_size
-            or frames.shape[1] < 1
-            or tuple(frames.shape[2:]) != expected
-        ):
-            raise ValueError(
-                f"frames have shape {tuple(frames.shape)}; expected [{batch_size}, T, {', '.join(map(str, expected))}], T >= 1."
-            )
-
-    def _check_actions(self, actions: Tensor, batch_size: int, count: int) -> None:
-        c = self.config
-        discrete = c.action_kind == "discrete"
-        expected = (batch_size, count) if discrete else (batch_size, count, c.action_size)
-        if tuple(actions.shape) != expected:
-            raise ValueError(
-                f"actions have shape {tuple(actions.shape)}; expected {expected}: one action between each two frames."
-            )
-        if discrete != (not actions.is_floating_point()):
-            raise TypeError(f"actions are {actions.dtype}; expected {'int64' if discrete else 'a float dtype'}.")
-
-    def _check_pose(self, pose: Tensor | None, leading: tuple[int, ...]) -> None:
-        if pose is None:
-            return
-        expected = (*leading, self.config.pose_size)
-        if not self.config.pose_size:
-            raise ValueError("a pose was given to a model without pose conditioning; leave it out.")
-        if tuple(pose.shape) != expected:
-            raise ValueError(f"pose has shape {tuple(pose.shape)}; expected {expected}.")
-
-
-def _with_time(frame: PendingFrame) -> PendingFrame:
-    """Give a single frame an axis of one time step, ``[B, 1, …]``."""
-    pose = None if frame.pose is None else frame.pose[:, None]
-    return PendingFrame(frame.frame[:, None], frame.action[:, None], frame.has_action[:, None], pose)
-
-
-def _at_time(sequence: PendingFrame, t: int) -> PendingFrame:
-    """The single frame t of a sequence ``[B, T, …]``."""
-    pose = None if sequence.pose is None else sequence.pose[:, t]
-    return PendingFrame(sequence.frame[:, t], sequence.action[:, t], sequence.has_action[:, t], pose)
-
-
-def _concatenate(first: PendingFrame, second: PendingFrame) -> PendingFrame:
-    """Two sequences after each other in time. Poses must be given for both or neither."""
-    if (first.pose is None) != (second.pose is None):
-        raise ValueError("poses were given for some frames of this dream and not for others; give all or none.")
-    pose = None
-    if first.pose is not None and second.pose is not None:
-        pose = torch.cat([first.pose, second.pose], dim=1)
-    return PendingFrame(
-        torch.cat([first.frame, second.frame], dim=1),
-        torch.cat([first.action, second.action], dim=1),
-        torch.cat([first.has_action, second.has_action], dim=1),
-        pose,
-    )

@@ -14,8 +14,8 @@ def test_banded_attention_equals_dense_mask_in_outputs_and_gradients(frames: int
     fast = [torch.randn(2, n, 4, 2, 8, requires_grad=True) for n in (frames, cached + frames, cached + frames)]
     slow = [z.detach().clone().requires_grad_() for z in fast]
     valid = torch.tensor([1, 3]) if cached else None
-    y = banded_local_attention(*fast, window, valid)
-    expected = reference.local_attention(*slow, window, valid)
+    y = banded_local_attention(fast[0], fast[1], fast[2], window, valid)
+    expected = reference.local_attention(slow[0], slow[1], slow[2], window, valid)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
     weight = torch.randn_like(y)
     (y * weight).sum().backward()

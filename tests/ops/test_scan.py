@@ -1,5 +1,7 @@
 """The scan and the convolution against their definitions."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -101,7 +103,7 @@ def test_mamba_kernels_equal_the_chunked_scan(length: int, with_state: bool) -> 
 
     assert mamba.is_available(), "mamba-ssm is not installed on this GPU machine"
 
-    def inputs() -> dict[str, torch.Tensor]:
+    def inputs() -> dict[str, Any]:
         g = torch.Generator().manual_seed(0)
         shapes = {"x": (2, length, 2, 64), "dt": (2, length, 2), "b": (2, length, 64), "c": (2, length, 64)}
         values = {k: torch.randn(*shape, generator=g) for k, shape in shapes.items()}

@@ -36,7 +36,7 @@ def from_blocks(sequences: Tensor, block_size: int, shape: torch.Size) -> Tokens
 
 
 class BlockScan(nn.Module):
-    """Mamba2 mixer (arXiv 2405.21060) applied block by block (arXiv 2505.20171, section 3.2)."""
+    """Mamba2 mixer (arXiv 2405.21060) applied block by block (arXiv 2505.20171)."""
 
     def __init__(self, config: WorldModelConfig, block_size: int) -> None:
         super().__init__()

@@ -104,4 +104,5 @@ class WorldModelConfig:
             raise ValueError(f"unknown configuration keys {unknown}; this version knows {sorted(names)}.")
         if missing := sorted(names - values.keys()):
             raise ValueError(f"configuration lacks {missing}; the checkpoint is of another version or damaged.")
-        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+        fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return cls(**fields)

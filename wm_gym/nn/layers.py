@@ -17,7 +17,7 @@ from wm_gym.nn.state import LayerState
 
 
 def modulate(tokens: Tokens, shift: Tensor, scale: Tensor) -> Tokens:
-    """Adaptive layer norm: normalise each token, then scale and shift it by its frame's condition (arXiv 2212.09748, sec. 3.2)."""
+    """Adaptive layer norm (arXiv 2212.09748, section 3.2): normalise a token, scale and shift it by its frame's condition."""
     normalised = F.layer_norm(tokens.float(), tokens.shape[-1:], eps=1e-6)
     return (normalised * (1 + scale.float()) + shift.float()).to(tokens.dtype)
 
@@ -31,7 +31,7 @@ class FeedForward(nn.Sequential):
 
 
 class Layer(nn.Module):
-    """The paper's layer (arXiv 2505.20171, fig. 3): x + gate * part(modulate(x)), three times."""
+    """The paper's layer (arXiv 2505.20171): x + gate * part(modulate(x)), three times."""
 
     def __init__(self, config: WorldModelConfig, block_size: int) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -45,6 +45,23 @@ class PendingFrame:
     action: Action
     has_action: RowMask
     pose: Pose | None
+
+    def with_time(self) -> PendingFrame:
+        """The same with an axis of one time step, ``[B, 1, …]``: a sequence of one frame."""
+        return self._each(lambda t: t[:, None])
+
+    def at_time(self, part: int | slice) -> PendingFrame:
+        """A frame or a part of a sequence ``[B, T, …]``."""
+        return self._each(lambda t: t[:, part])
+
+    def followed_by(self, other: PendingFrame) -> PendingFrame:
+        """Two sequences after each other in time. Raises ValueError if only one of them has poses."""
+        if (self.pose is None) != (other.pose is None):
+            raise ValueError("poses were given for some frames of this dream and not for others; give all or none.")
+        return _map(lambda a, b: torch.cat([a, b], dim=1), self, other)
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> PendingFrame:
+        return _map(function, self)
 
 
 @dataclass(frozen=True)
@@ -88,7 +105,7 @@ class ModelState:
         return _map(lambda t: t[picked.to(t.device)], self)
 
     def where(self, mask: RowMask, other: ModelState) -> ModelState:
-        """Keep the rows of this state where ``mask`` is True and take those of ``other`` elsewhere (as ``Tensor.where``).
+        """Keep rows of this state where ``mask`` is True and take those of ``other`` elsewhere (like ``Tensor.where``).
 
         Raises:
             ValueError: if only one of the two states has seen frames.
@@ -137,14 +154,16 @@ class ModelState:
 
 def _map(function: Callable[..., Tensor], first: T, *rest: T) -> T:
     """Apply ``function`` to corresponding tensors of nested dataclasses and tuples."""
+    return cast(T, _map_any(function, first, *rest))
+
+
+def _map_any(function: Callable[..., Tensor], first: Any, *rest: Any) -> Any:
+    if first is None:
+        return None
     if isinstance(first, Tensor):
         return function(first, *rest)
     if isinstance(first, tuple):
-        return tuple(_map(function, *items) for items in zip(first, *rest, strict=True))  # pyright: ignore[reportReturnType]
-    if first is None:
-        return first
-    fields: dict[str, Any] = {
-        field.name: _map(function, *(getattr(value, field.name) for value in (first, *rest)))
-        for field in dataclasses.fields(first)  # pyright: ignore[reportArgumentType]
-    }
-    return dataclasses.replace(first, **fields)  # pyright: ignore[reportArgumentType, reportReturnType, reportCallIssue, reportGeneralTypeIssues]
+        return tuple(_map_any(function, *items) for items in zip(first, *rest, strict=True))
+    names = [field.name for field in dataclasses.fields(first)]
+    values = {n: _map_any(function, getattr(first, n), *(getattr(other, n) for other in rest)) for n in names}
+    return dataclasses.replace(first, **values)

@@ -25,7 +25,9 @@ def ssd_scan(
     initial_state: ScanState | None = None,
     num_committed: int | None = None,
 ) -> tuple[ScanInput, ScanState]:
-    """Selective scan; contract of :func:`wm_gym.ops.reference.ssd_scan`. mamba-ssm on a GPU when it is there, else PyTorch.
+    """Selective scan; contract of :func:`wm_gym.ops.reference.ssd_scan`.
+
+    Computed by mamba-ssm on a GPU when it is there, else by PyTorch.
 
     Args:
         num_committed: the state returned is that after so many tokens; None: after all of them.
@@ -47,10 +49,10 @@ def ssd_scan(
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, conv_state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Depth-wise causal convolution; contract of :func:`wm_gym.ops.reference.causal_conv`. Shifts, which compile to one kernel.
+    """Depth-wise causal convolution; contract of :func:`wm_gym.ops.reference.causal_conv` but for the second value.
 
-    The second value is the whole padded input ``[sequences, taps - 1 + L, channels]``: a caller that stops after n tokens
-    finds its convolution state at ``[:, n : n + taps - 1]``.
+    That is the whole padded input ``[sequences, taps - 1 + L, channels]``: a caller that stops after n tokens finds its
+    convolution state at ``[:, n : n + taps - 1]``. Written as shifts, which compile to one kernel.
     """
     taps, length = weight.shape[0], x.shape[1]
     past = x.new_zeros(x.shape[0], taps - 1, x.shape[2]) if conv_state is None else conv_state.to(x.dtype)

@@ -52,7 +52,7 @@ def banded_local_attention(
 
 @lru_cache(maxsize=8)
 def frame_block_mask(frames: int, tokens: int, window: int, device: torch.device) -> BlockMask:
-    """FlexAttention's block mask for ``frames`` frames of ``tokens`` tokens, each seeing itself and ``window`` before it."""
+    """FlexAttention's mask for ``frames`` frames of ``tokens`` tokens, each seeing itself and ``window`` before it."""
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         distance = query // tokens - key // tokens

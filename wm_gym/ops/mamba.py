@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -10,9 +12,14 @@ from torch import Tensor
 from wm_gym.array_typing import ScanInput, ScanProjection, ScanState, ScanStep
 
 
-@cache
+@torch.compiler.assume_constant_result
 def is_available() -> bool:
     """Whether mamba-ssm's chunk scan can be used on this machine."""
+    return _probe()
+
+
+@cache
+def _probe() -> bool:
     if not torch.cuda.is_available():
         return False
     try:
@@ -22,7 +29,6 @@ def is_available() -> bool:
     return True
 
 
-@torch.compiler.disable
 def ssd_scan(
     x: ScanInput,
     dt: ScanStep,
@@ -33,21 +39,19 @@ def ssd_scan(
     initial_state: ScanState | None = None,
     chunk_size: int = 128,
 ) -> tuple[ScanInput, ScanState]:
-    """Same contract as :func:`wm_gym.ops.reference.ssd_scan`, on a GPU; states are kept in float32.
+    """Same contract as :func:`wm_gym.ops.reference.ssd_scan`, on a GPU; states are kept in float32."""
+    return _chunk_scan(x, dt, a.float(), b[:, :, None], c[:, :, None], skip.float(), initial_state, chunk_size)
 
-    ``torch.compile`` leaves the kernels alone: their own autotuning does not trace.
-    """
+
+def _scan_with_mamba(
+    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor, initial_state: Tensor | None, chunk_size: int
+) -> tuple[Tensor, Tensor]:
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
-    y, final_state = mamba_chunk_scan_combined(
-        x,
-        dt,
-        a.float(),
-        b[:, :, None],
-        c[:, :, None],
-        chunk_size,
-        D=skip.float(),
-        initial_states=initial_state,
-        return_final_states=True,
+    return mamba_chunk_scan_combined(
+        x, dt, a, b, c, chunk_size, D=skip, initial_states=initial_state, return_final_states=True
     )
-    return y, final_state
+
+
+# torch.compile leaves the kernels alone: their own autotuning does not trace.
+_chunk_scan = cast(Callable[..., tuple[Tensor, Tensor]], torch.compiler.disable(_scan_with_mamba))

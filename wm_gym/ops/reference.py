@@ -20,7 +20,7 @@ def ssd_scan(
     skip: Tensor,
     initial_state: ScanState | None = None,
 ) -> tuple[ScanInput, ScanState]:
-    """Selective state-space recurrence with scalar decay (Mamba2; Dao & Gu 2024, arXiv 2405.21060, eq. 1 with a scalar A).
+    """Selective state-space recurrence with a scalar decay per head (Mamba2; Dao & Gu 2024, arXiv 2405.21060).
 
     ``state[t] = exp(dt[t] * a) * state[t-1] + dt[t] * x[t] b[t]^T`` and ``y[t] = state[t] c[t] + skip * x[t]``.
 
@@ -75,7 +75,7 @@ def local_attention(
         query: ``[B, T, N, h, d]``.
         key, value: ``[B, cached + T, N, h, d]``: cached frames, then the frames of the queries.
         window: number of previous frames that are seen.
-        num_valid_cached: how many of the cached frames, counted from the newest, exist in each row, ``[B]``; all if None.
+        num_valid_cached: how many cached frames, counted from the newest, exist in each row, ``[B]``; all if None.
 
     Returns:
         ``[B, T, N, h, d]``.
