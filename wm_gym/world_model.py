@@ -182,7 +182,7 @@ class WorldModel(nn.Module):
         """Make ``frame`` the newest frame of the state; the one that was newest enters the memory.
 
         Args:
-            frame: uint8 ``[B, H, W, C]``, or float ``[B, C, H, W]`` in [-1, 1], which is rounded to the levels of uint8.
+            frame: uint8 ``[B, H, W, C]``, or float ``[B, C, H, W]`` in [-1, 1], which is rounded to uint8 levels.
             action: the action that led to it.
             pose: its pose.
         """

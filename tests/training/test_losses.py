@@ -156,8 +156,8 @@ def test_weighted_heads_end_at_the_odds_of_the_data_times_rare_class_odds() -> N
 
     optimizer.step(closure)
     expected = math.log(1.5 * 4 / 40)
-    assert float(model.reward_logits[1] - model.reward_logits[0]) == pytest.approx(expected, abs=0.01)
-    assert float(model.termination_logit) == pytest.approx(expected, abs=0.01)
+    assert (model.reward_logits[1] - model.reward_logits[0]).item() == pytest.approx(expected, abs=0.01)
+    assert model.termination_logit.item() == pytest.approx(expected, abs=0.01)
 
 
 def test_precision_and_recall_count_frames_of_pure_noise() -> None:

@@ -17,7 +17,7 @@ from wm_gym.nn.state import LayerState
 
 
 def modulate(tokens: Tokens, shift: Tensor, scale: Tensor) -> Tokens:
-    """Adaptive layer norm (arXiv 2212.09748, section 3.2): normalise a token, scale and shift it by its frame's condition."""
+    """Adaptive layer norm (arXiv 2212.09748, section 3.2): scale and shift set by the frame's condition."""
     normalised = F.layer_norm(tokens.float(), tokens.shape[-1:], eps=1e-6)
     return (normalised * (1 + scale.float()) + shift.float()).to(tokens.dtype)
 

@@ -24,7 +24,7 @@ class Rotary:
 
     @classmethod
     def create(cls, frames: int, rows: int, columns: int, head_dim: int, device: torch.device) -> Rotary:
-        """Axial rotary embedding (arXiv 2104.09864): a quarter of the pairs turns with time, the rest with rows and columns."""
+        """Axial rotary embedding (arXiv 2104.09864): a quarter of the pairs for time, the rest for rows and columns."""
         pairs = head_dim // 2
         time_pairs = pairs // 4
         row_pairs = (pairs - time_pairs) // 2

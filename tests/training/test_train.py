@@ -1,0 +1,297 @@
+"""Training runs on the toy environment: they learn, go on exactly, and stop with one clear sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.tiny import save_tiny_checkpoint
+from tests.toy_store import make_toy_store
+from training import trainer
+from training.recipes import Recipe, Stage, memory_maze_9x9, tiny
+from training.run_state import checkpoints
+from training.train import main, parse_arguments, train
+from wm_gym.checkpoint import load_checkpoint
+from wm_gym.world_model import WorldModel
+
+FAST = (
+    "--recipe tiny --recipe.steps 20 --recipe.max-minutes 0 --recipe.model.width 32 --recipe.model.head-dim 16 "
+    "--recipe.model.state-dim 8 --recipe.stages.0.length 6 --recipe.stages.1.length 10 --recipe.log-steps 5 --device cpu"
+).split()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "store"
+    make_toy_store(path, range(12))
+    return path
+
+
+def run(store: Path, out: Path, *options: str) -> Path:
+    """Trains; returns the latest checkpoint."""
+    train(parse_arguments([*FAST, "--data", str(store), "--out", str(out), *options]))
+    return checkpoints(out / "checkpoints")[-1]
+
+
+def assert_equal_files(first: Path, second: Path) -> None:
+    left, right = safetensors.torch.load_file(first), safetensors.torch.load_file(second)
+    assert left.keys() == right.keys()
+    different = [name for name in left if not torch.equal(left[name], right[name])]
+    assert not different
+
+
+def scalars(out: Path, name: str) -> list[float]:
+    events = EventAccumulator(str(out / "logs"))
+    events.Reload()
+    return [event.value for event in events.Scalars(name)]
+
+
+def test_tiny_recipe_learns_more_than_the_mean_frame(store: Path, tmp_path: Path) -> None:
+    options = "--recipe tiny --recipe.steps 350 --recipe.max-minutes 0 --recipe.log-steps 25 --device cpu".split()
+    train(parse_arguments([*options, "--data", str(store), "--out", str(tmp_path), "--recipe.stages.1.length", "12"]))
+    mse = scalars(tmp_path, "mse")
+    assert mse[-1] < mse[0] / 3, mse
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(store: Path, tmp_path: Path) -> None:
+    whole = run(store, tmp_path / "whole")
+    stopped = run(store, tmp_path / "parts", "--stop-after-steps", "7")
+    assert stopped.name == "step_000000007.safetensors"
+    again = run(store, tmp_path / "parts")
+    assert again.name == whole.name == "step_000000020.safetensors"
+    assert_equal_files(whole, again)
+    for name in ("mse", "learning_rate"):
+        steps = scalars(tmp_path / "whole", name)
+        assert len(steps) == 4
+    assert_equal_files(tmp_path / "whole" / "model.safetensors", tmp_path / "parts" / "model.safetensors")
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint_bit_for_bit(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(store, tmp_path / "whole", "--recipe.checkpoint-steps", "10")
+    calls = 0
+    original = trainer.world_model_loss
+
+    def dies_at_step_14(*arguments: Any, **keywords: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 14:
+            raise RuntimeError("killed")
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(trainer, "world_model_loss", dies_at_step_14)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(store, tmp_path / "killed", "--recipe.checkpoint-steps", "10")
+    monkeypatch.undo()
+    assert [path.name for path in checkpoints(tmp_path / "killed" / "checkpoints")] == ["step_000000010.safetensors"]
+    assert_equal_files(whole, run(store, tmp_path / "killed", "--recipe.checkpoint-steps", "10"))
+
+
+def test_self_context_runs_go_on_bit_for_bit_too(store: Path, tmp_path: Path) -> None:
+    option = ("--recipe.stages.0.self-context", "0.5")
+    whole = run(store, tmp_path / "whole", *option)
+    run(store, tmp_path / "parts", *option, "--stop-after-steps", "5")
+    assert_equal_files(whole, run(store, tmp_path / "parts", *option))
+
+
+def test_sigterm_saves_a_checkpoint_and_ends_well(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = trainer.world_model_loss
+    calls = 0
+
+    def terminates_at_step_3(*arguments: Any, **keywords: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments, **keywords)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(trainer, "world_model_loss", terminates_at_step_3)
+    assert run(store, tmp_path).name == "step_000000003.safetensors"
+    assert "Stopped at step 3" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_nan_stops_with_the_step_and_the_last_good_checkpoint(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = trainer.world_model_loss
+    calls = 0
+
+    def nan_from_step_13(*arguments: Any, **keywords: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        loss, metrics = original(*arguments, **keywords)
+        return (loss * float("nan") if calls >= 13 else loss), metrics
+
+    monkeypatch.setattr(trainer, "world_model_loss", nan_from_step_13)
+    with pytest.raises(SystemExit) as stop:
+        main([*FAST, "--data", str(store), "--out", str(tmp_path), "--recipe.checkpoint-steps", "6"])
+    last_good = tmp_path / "checkpoints" / "step_000000012.safetensors"
+    assert f"not finite at step 13; the last good checkpoint is {last_good}" in str(stop.value.code)
+    assert "\n" not in str(stop.value.code)
+    tensors = safetensors.torch.load_file(last_good)
+    assert all(tensor.isfinite().all() for tensor in tensors.values() if tensor.is_floating_point())
+    assert all(t.isfinite().all() for t in load_checkpoint(tmp_path / "model.safetensors").tensors.values())
+
+
+def test_only_the_latest_checkpoints_are_kept(store: Path, tmp_path: Path) -> None:
+    run(store, tmp_path, "--recipe.checkpoint-steps", "4", "--recipe.num-checkpoints", "3")
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == [f"step_{step:09d}.safetensors" for step in (12, 16, 20)]
+
+
+def test_other_settings_cannot_go_on_with_a_run(store: Path, tmp_path: Path) -> None:
+    run(store, tmp_path, "--stop-after-steps", "1")
+    with pytest.raises(ValueError, match=r"recipe\.learning_rate was 0\.002 and is 0\.1") as error:
+        run(store, tmp_path, "--recipe.learning-rate", "0.1")
+    assert "log_steps" not in str(error.value)
+    run(store, tmp_path, "--recipe.log-steps", "3", "--stop-after-steps", "1")  # decides nothing about the weights
+
+
+def test_a_store_that_has_grown_cannot_go_on_silently(tmp_path: Path) -> None:
+    make_toy_store(tmp_path / "store", range(2))
+    run(tmp_path / "store", tmp_path / "run", "--stop-after-steps", "1")
+    make_toy_store(tmp_path / "store", range(2, 3))
+    with pytest.raises(ValueError, match="num_frames was 82 and is 123"):
+        run(tmp_path / "store", tmp_path / "run", "--stop-after-steps", "1")
+    options = ("--stop-after-steps", "1", "--recipe.refresh-minutes", "1")
+    assert run(tmp_path / "store", tmp_path / "run", *options).name == "step_000000002.safetensors"
+
+
+def test_a_growing_store_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_toy_store(tmp_path / "store", range(2))
+    original = trainer.world_model_loss
+
+    def records_meanwhile(*arguments: Any, **keywords: Any) -> Any:
+        make_toy_store(tmp_path / "store", range(2, 3))
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(trainer, "world_model_loss", records_meanwhile)
+    run(tmp_path / "store", tmp_path / "run", "--recipe.refresh-minutes", "1e-9", "--stop-after-steps", "3")
+    metadata = load_checkpoint(tmp_path / "run" / "model.safetensors").metadata
+    assert metadata["training_seeds"] == [[0, 2]]
+
+
+def test_a_truncated_checkpoint_is_a_clear_error(store: Path, tmp_path: Path) -> None:
+    path = run(store, tmp_path, "--stop-after-steps", "1")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="damaged or truncated"):
+        run(store, tmp_path)
+
+
+def test_a_missing_store_is_one_sentence_and_writes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*FAST, "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "run")])
+    assert "nowhere" in str(stop.value.code)
+    assert "\n" not in str(stop.value.code)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--recipe.stages.1.length", "42"], "41 frames"),
+        (["--recipe.model.pose-size", "3"], "pose_size is 3, but poses in the data have 4 numbers"),
+        (["--recipe.model.reward-values", "0.0", "5.0"], "rewards 1"),
+        (["--init", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--data-device", "cuda"], "--data-device cuda needs the model on the GPU too"),
+    ],
+)
+def test_settings_that_do_not_fit_the_data_are_refused_at_once(
+    store: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*FAST, "--data", str(store), "--out", str(tmp_path / "run"), *options])
+    assert message in str(stop.value.code)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_exported_model_loads_and_tells_where_it_comes_from(store: Path, tmp_path: Path) -> None:
+    path = run(store, tmp_path, "--recipe.model.pose-size", "4")
+    exported = tmp_path / "model.safetensors"
+    model = WorldModel.from_checkpoint(str(exported))
+    assert model.config.pose_size == 4
+    averages = safetensors.torch.load_file(path)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, averages[f"ema.{name}"])
+    checkpoint = load_checkpoint(exported)
+    assert checkpoint.metadata["frames_seen"] == 10 * 8 * 6 + 10 * 4 * 10
+    assert checkpoint.metadata["training_seeds"] == [[0, 11]]
+    assert checkpoint.metadata["env_id"] == "tests.toy_env:tests/ToyMaze-v0"
+    assert str(tmp_path) not in json.dumps(checkpoint.metadata)
+
+
+def test_a_run_can_start_from_exported_weights_of_the_same_model(store: Path, tmp_path: Path) -> None:
+    run(store, tmp_path / "first")
+    exported = tmp_path / "first" / "model.safetensors"
+    options = ("--init", str(exported), "--stop-after-steps", "1", "--recipe.learning-rate", "0.0")
+    path = run(store, tmp_path / "second", *options)
+    expected, tensors = load_checkpoint(exported).tensors, safetensors.torch.load_file(path)
+    assert all(torch.equal(expected[name], tensors[f"model.{name}"]) for name in expected)
+    other = save_tiny_checkpoint(tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"another model \(.*window=3"):
+        run(store, tmp_path / "third", "--init", str(other))
+
+
+def test_two_processes_share_one_run(store: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "training.train", *FAST, "--data", str(store), "--out", str(tmp_path), "--recipe.steps", "12"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    assert process.returncode == 0, process.stderr
+    path = checkpoints(tmp_path / "checkpoints")[-1]
+    with safetensors.safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["training"])
+        streams = [file.get_tensor(f"random.noise.{rank}") for rank in range(2)]
+    assert header["step"] == 12
+    assert header["frames_seen"] == 2 * (6 * 8 * 6 + 6 * 4 * 10)
+    assert not torch.equal(streams[0], streams[1])
+
+
+def test_progress_is_by_steps_or_by_clock_whichever_is_ahead() -> None:
+    stages = (Stage(10, 1, 0.25), Stage(20, 1, 0.75))
+    recipe = Recipe(stages=stages, steps=100, max_minutes=10.0, learning_rate=1.0, warmup_steps=1)
+    assert recipe.progress(50, 1.0) == 0.5
+    assert recipe.progress(50, 8.0) == 0.8
+    assert recipe.progress(50, 12.0) == 1.0
+    assert recipe.stage_at(0.2) == stages[0]
+    assert recipe.stage_at(0.25) == recipe.stage_at(1.0) == stages[1]
+
+
+@pytest.mark.parametrize("decay", ["cosine", "linear"])
+def test_learning_rate_warms_up_and_decays_to_0(decay: Any) -> None:
+    recipe = Recipe(stages=(Stage(10, 1, 1.0),), steps=100, learning_rate=1.0, warmup_steps=10, decay=decay)
+    rates = [recipe.learning_rate_at(step, step / 100) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1, abs=0.001)
+    assert rates.index(max(rates)) in (9, *range(10, 51))
+    assert rates[50:] == sorted(rates[50:], reverse=True)
+    assert rates[100] == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("recipe", [memory_maze_9x9(), tiny()])
+def test_recipes_survive_a_round_trip_through_the_command_line(recipe: Recipe) -> None:
+    name = "tiny" if recipe == tiny() else "memory_maze_9x9"
+    arguments = parse_arguments(["--recipe", name, "--data", "store", "--out", "run"])
+    assert arguments.recipe == recipe
+    assert arguments.recipe_name == name
+
+
+@pytest.mark.parametrize("fractions", [(0.5, 0.4), (1.0, 0.5)])
+def test_stages_have_to_cover_the_whole_run(fractions: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="add up to 1"):
+        Recipe(stages=tuple(Stage(10, 1, fraction) for fraction in fractions), steps=10)
