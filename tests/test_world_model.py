@@ -6,6 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from wm_gym.codec import frames_to_model, model_to_frames
+from wm_gym.flow import euler_sampler, linear_schedule
 from wm_gym.world_model import ModelState, WorldModel, WorldModelConfig
 
 CONFIG = WorldModelConfig(
@@ -78,8 +80,6 @@ def test_context_longer_than_one_parallel_pass_equals_frame_by_frame(model: Worl
 
 def test_parallel_training_pass_equals_frame_by_frame_denoising(model: WorldModel) -> None:
     frames, actions = clip()
-    from wm_gym.codec import frames_to_model
-
     level = torch.zeros(2, FRAMES)
     level[:, -1] = 0.7
     output = model(frames_to_model(frames), level, actions)
@@ -119,8 +119,6 @@ def test_memory_reaches_beyond_the_attention_window(model: WorldModel) -> None:
 
 @pytest.mark.parametrize("num_denoising_steps", [1, 3])
 def test_step_equals_denoise_then_advance(model: WorldModel, num_denoising_steps: int) -> None:
-    from wm_gym.flow import euler_sampler, linear_schedule
-
     fused = separate = read(model)
     for t in range(4):
         action = torch.tensor([t % 4, (t + 1) % 4])
@@ -138,8 +136,6 @@ def test_step_equals_denoise_then_advance(model: WorldModel, num_denoising_steps
 
 
 def test_a_dream_read_back_as_context_gives_the_state_of_the_dream(model: WorldModel) -> None:
-    from wm_gym.codec import model_to_frames
-
     frames, actions = clip()
     state = read(model)
     video, taken = [frames], [actions]
@@ -253,3 +249,31 @@ def test_configuration_survives_json_and_refuses_what_it_does_not_know() -> None
         dataclasses.replace(CONFIG, block_sizes=(3,))
     with pytest.raises(ValueError, match="patch_size"):
         dataclasses.replace(CONFIG, patch_size=7)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_parallel_pass_context_and_single_steps_agree_in_bfloat16() -> None:
+    torch.manual_seed(0)
+    model = random_weights(WorldModel(WorldModelConfig(block_sizes=(2, 8, 1)))).cuda()
+    g = torch.Generator().manual_seed(1)
+    frames = torch.randint(0, 256, (2, 40, 64, 64, 3), generator=g, dtype=torch.uint8).cuda()
+    actions = torch.randint(0, 6, (2, 39), generator=g).cuda()
+
+    def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+        return bool((a.float() - b.float()).norm() <= 2e-2 * b.float().norm())
+
+    whole = model.prefill(model.initial_state(2), frames[:, :-1], actions[:, :-1])
+    single = model.prefill(model.initial_state(2), frames[:, :1], actions[:, :0])
+    for t in range(1, 39):
+        single = model.advance(single, frames[:, t], actions[:, t - 1])
+    for name, tensor in whole.to_tensors().items():
+        assert close(single.to_tensors()[name], tensor), name
+
+    last, level = frames_to_model(frames[:, -1]), torch.ones(2, device="cuda")
+    prediction = model.denoise(whole, last, level, actions[:, -1])
+    levels = torch.zeros(2, 40, device="cuda")
+    levels[:, -1] = 1
+    with torch.autocast("cuda", torch.bfloat16):
+        output = model(frames_to_model(frames), levels, actions)
+    assert close(prediction.frame, output.frame[:, -1])
+    assert close(prediction.reward_logits, output.reward_logits[:, -1])

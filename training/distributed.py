@@ -80,7 +80,7 @@ class Processes:
 
 @contextmanager
 def start_processes(device: str) -> Iterator[Processes]:
-    """Joins the processes of torchrun, if it started this one; leaves them at the end.
+    """Joins the processes of torchrun, if it started this one; leaves them at the end, unless an error was raised.
 
     Args:
         device: "auto" (a GPU if there is one), or a name such as "cpu" or "cuda".
@@ -99,13 +99,10 @@ def start_processes(device: str) -> Iterator[Processes]:
     if num_processes == 1:
         yield Processes(0, 1, torch_device, None)
         return
-    if torch_device.type == "cuda":
-        dist.init_process_group("nccl", device_id=torch_device)
-    else:
-        dist.init_process_group("gloo")
-    try:
-        cpu_group = dist.new_group(backend="gloo")
-        assert isinstance(cpu_group, dist.ProcessGroup)  # an integer only for processes outside the group
-        yield Processes(dist.get_rank(), num_processes, torch_device, cpu_group)
-    finally:
-        dist.destroy_process_group()
+    dist.init_process_group("nccl" if torch_device.type == "cuda" else "gloo")
+    cpu_group = dist.new_group(backend="gloo")
+    assert isinstance(cpu_group, dist.ProcessGroup)  # an integer only for processes outside the group
+    yield Processes(dist.get_rank(), num_processes, torch_device, cpu_group)
+    # After an error the others may be waiting in a collective that this process will never join, and leaving in order
+    # would wait for them; then the process just ends, and torchrun ends the others.
+    dist.destroy_process_group()

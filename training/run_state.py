@@ -6,7 +6,7 @@ One safetensors file each, with everything that is not a tensor as JSON in its h
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,13 @@ def save_run_state(folder: Path, state: RunState, settings: Mapping[str, Any], p
     return path
 
 
-def load_run_state(path: Path, state: RunState, settings: Mapping[str, Any], processes: Processes) -> None:
+def load_run_state(
+    path: Path, state: RunState, settings: Mapping[str, Any], processes: Processes, free: Collection[str] = ()
+) -> None:
     """Puts a checkpoint into `state`, in place.
+
+    Args:
+        settings: those of now, which must be equal to those of then, except for the keys in `free`.
 
     Raises:
         ValueError: if the file is damaged or foreign, or if it was written under other settings.
@@ -89,7 +94,8 @@ def load_run_state(path: Path, state: RunState, settings: Mapping[str, Any], pro
         ) from error
     if header.get("format") != FORMAT_NAME or header.get("version") != FORMAT_VERSION:
         raise ValueError(f"{path} is no {FORMAT_NAME} of version {FORMAT_VERSION}; choose another output folder.")
-    _check_settings(path, header["settings"], settings)
+    saved, given = ({k: v for k, v in values.items() if k not in free} for values in (header["settings"], settings))
+    _check_settings(path, saved, given)
     state.model.load_state_dict(_section(tensors, "model."))
     with torch.no_grad():
         for name, tensor in _section(tensors, "ema.").items():

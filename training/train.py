@@ -91,7 +91,8 @@ def train(arguments: Arguments) -> Path:
         settings = run_settings(arguments, dataset, processes)
         existing = checkpoints(folder)
         if existing:
-            load_run_state(existing[-1], state, settings, processes)
+            free = ("num_frames",) if recipe.refresh_minutes > 0 else ()
+            load_run_state(existing[-1], state, settings, processes, free)
         last_good = existing[-1] if existing else None
         first_step, minutes_before = state.step, state.elapsed_minutes
         saved_minutes = refreshed_minutes = minutes_before
@@ -185,22 +186,28 @@ def new_state(arguments: Arguments, dataset: EpisodeDataset, processes: Processe
 def run_settings(arguments: Arguments, dataset: EpisodeDataset, processes: Processes) -> dict[str, Any]:
     """What has to be equal for a run to go on exactly."""
     recipe = dataclasses.asdict(arguments.recipe)
-    settings = {"recipe": {name: value for name, value in recipe.items() if name not in FREE_FIELDS}}
-    settings |= {"num_processes": processes.num_processes, "device": processes.device.type, "init": arguments.init}
-    settings["env_id"] = dataset.env_id
-    if arguments.recipe.refresh_minutes == 0:
-        settings["num_frames"] = dataset.num_frames
-    return settings
+    return {
+        "recipe": {name: value for name, value in recipe.items() if name not in FREE_FIELDS},
+        "init": arguments.init,
+        "num_processes": processes.num_processes,
+        "device": processes.device.type,
+        "env_id": dataset.env_id,
+        "num_frames": dataset.num_frames,
+    }
 
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """A list that receives SIGINT and SIGTERM while the context lasts; a second SIGINT interrupts at once."""
+    """A list that receives SIGINT and SIGTERM while the context lasts; a later, second SIGINT interrupts at once."""
     received: list[int] = []
+    first = 0.0
 
     def receive(number: int, frame: Any) -> None:
-        if number == signal.SIGINT and number in received:
+        nonlocal first
+        # Under torchrun one Ctrl-C arrives twice: from the terminal and from torchrun.
+        if number == signal.SIGINT and received and time.monotonic() - first > 2:
             raise KeyboardInterrupt
+        first = first or time.monotonic()
         received.append(number)
 
     before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -33,9 +33,10 @@ gym.register(
     entry_point="wm_gym.envs.world_model:WorldModelEnv",
     vector_entry_point="wm_gym.envs.world_model_vector:WorldModelVectorEnv",
 )
-for _size in ("9x9", "11x11", "13x13", "15x15"):
+for _size, _steps in {"9x9": 1000, "11x11": 2000, "13x13": 3000, "15x15": 4000}.items():
     gym.register(
         f"wm_gym/MemoryMaze-{_size}-v0",
         entry_point="wm_gym.envs.memory_maze:MemoryMazeEnv",
+        max_episode_steps=_steps,
         kwargs={"size": _size},
     )

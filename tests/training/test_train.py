@@ -25,10 +25,10 @@ from training.train import main, parse_arguments, train
 from wm_gym.checkpoint import load_checkpoint
 from wm_gym.world_model import WorldModel
 
-FAST = (
-    "--recipe tiny --recipe.steps 20 --recipe.max-minutes 0 --recipe.model.width 32 --recipe.model.head-dim 16 "
-    "--recipe.model.state-dim 8 --recipe.stages.0.length 6 --recipe.stages.1.length 10 --recipe.log-steps 5 --device cpu"
-).split()
+TINY = ("--recipe", "tiny", "--device", "cpu", "--recipe.max-minutes", "0")
+SIZES = {"model.width": 32, "model.head-dim": 16, "model.state-dim": 8, "stages.0.length": 6, "stages.1.length": 10}
+FAST = [*TINY, "--recipe.steps", "20", "--recipe.log-steps", "5"]
+FAST += [text for name, size in SIZES.items() for text in (f"--recipe.{name}", str(size))]
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,8 @@ def scalars(out: Path, name: str) -> list[float]:
 
 
 def test_tiny_recipe_learns_more_than_the_mean_frame(store: Path, tmp_path: Path) -> None:
-    options = "--recipe tiny --recipe.steps 350 --recipe.max-minutes 0 --recipe.log-steps 25 --device cpu".split()
-    train(parse_arguments([*options, "--data", str(store), "--out", str(tmp_path), "--recipe.stages.1.length", "12"]))
+    options = ("--recipe.steps", "350", "--recipe.log-steps", "25", "--recipe.stages.1.length", "12")
+    train(parse_arguments([*TINY, "--data", str(store), "--out", str(tmp_path), *options]))
     mse = scalars(tmp_path, "mse")
     assert mse[-1] < mse[0] / 3, mse
 

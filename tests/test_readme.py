@@ -1,0 +1,31 @@
+"""The README says what is so."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_quickstart_in_the_readme_is_the_example_that_runs() -> None:
+    text = (ROOT / "examples" / "quickstart.py").read_text()
+    example = text[text.index("import gymnasium") :].strip()
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert example in [block.strip() for block in blocks]
+
+
+def test_every_file_that_the_readme_links_to_exists() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("http")]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_figures_of_the_first_checkpoint_are_those_of_its_file() -> None:
+    figures = json.loads((ROOT / "docs" / "results" / "first_checkpoint.json").read_text())
+    frame, reward = figures["frame"], figures["reward"]["from_noise"]
+    assert f"{frame['psnr']:.1f} dB" in README
+    assert f"{frame['psnr_copy_last']:.1f} dB" in README
+    assert f"{reward['precision']:.2f} / {reward['recall']:.2f}" in README

@@ -1,0 +1,76 @@
+"""What two processes agree on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.distributed import Processes, start_processes
+
+# Rank r has gradients r + 1 and, on rank 0 only, none for the second parameter.
+SCRIPT = """
+import json, sys, torch
+from training.distributed import start_processes
+with start_processes("cpu") as processes:
+    rank = processes.rank
+    first, second = torch.zeros(2, 3, requires_grad=True), torch.zeros(4, requires_grad=True)
+    first.grad = torch.full((2, 3), rank + 1.0)
+    second.grad = None if rank == 0 else torch.full((4,), 4.0)
+    processes.average_gradients([first, second])
+    weights = [torch.full((2,), float(rank + 7))]
+    processes.broadcast_parameters(weights)
+    result = {
+        "gradients": [first.grad.tolist(), second.grad.tolist()],
+        "largest": processes.largest([float(rank), -float(rank)]),
+        "sum": processes.sum(torch.tensor([rank + 1.0])).tolist(),
+        "gather": [tensor.tolist() for tensor in processes.gather(torch.tensor([rank]))],
+        "broadcast": weights[0].tolist(),
+    }
+    with open(f"{sys.argv[1]}/{rank}.json", "w") as file:
+        json.dump(result, file)
+"""
+
+
+def test_processes_average_gradients_and_agree_on_everything_else(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    root = str(Path(__file__).parents[2])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    process = subprocess.run(
+        [*command, str(script), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    expected = {
+        "gradients": [[[1.5] * 3] * 2, [2.0] * 4],
+        "largest": [1.0, 0.0],
+        "sum": [3.0],
+        "gather": [[0], [1]],
+        "broadcast": [7.0, 7.0],
+    }
+    for rank in range(2):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected
+
+
+def test_a_single_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with start_processes("cpu") as processes:
+        assert processes == Processes(0, 1, torch.device("cpu"), None)
+        assert processes.largest([2.0]) == [2.0]
+        assert processes.gather(torch.ones(1)) == [torch.ones(1)]
+
+
+def test_a_device_that_is_not_there_is_a_clear_error() -> None:
+    with pytest.raises(ValueError, match="cuda:99"), start_processes("cuda:99"):
+        pass
