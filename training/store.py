@@ -11,17 +11,16 @@
                 pose                 float32 [T+1, P]; absent if P = 0
 
 An episode is written under a temporary name and renamed, so an `episode_...` group is always complete, and any number
-of processes may write at the same time.
+of processes may write at the same time: of two with the same seed the first one stays.
+
+`python -m training.store info|validate|merge|split|export|import` are in training/store_cli.py.
 """
 
 from __future__ import annotations
 
-import errno
+import dataclasses
 import os
-import re
 import shutil
-import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,10 +28,24 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.buffer.cpu import NDBuffer
-from zarr.codecs import ZstdCodec
 
 from training.episode import FIRST_EVALUATION_SEED, SPLITS, Episode, StoreHeader, check_episode, check_seed
+from training.episode_files import (
+    ARRAYS,
+    DAMAGE,
+    EPISODE_NAME,
+    damage_as_value_error,
+    episode_name,
+    is_abandoned,
+    naming,
+    read_all_frames,
+    read_array,
+    read_attributes,
+    rename_if_new,
+    temporary_name,
+    write_arrays,
+)
+from training.frame_reader import FrameReader
 from wm_gym.spaces import space_from_json, space_to_json
 
 __all__ = [
@@ -49,16 +62,8 @@ __all__ = [
 
 FORMAT_NAME = "wm-gym-episodes"
 FORMAT_VERSION = 1
-FRAMES_PER_CHUNK = 50
-# Level 3 needs 3.5 kB for a 64x64 frame of Memory Maze at 15,000 frames/s; level 6 saves 9% and takes twice the time.
-COMPRESSOR = ZstdCodec(level=3, checksum=True)
-ABANDONED_AFTER_SECONDS = 3600.0
-
-_EPISODE_NAME = re.compile(r"episode_(\d{10})")
-_TEMPORARY_NAME = re.compile(r"\.writing-episode_\d{10}-(?P<host>.+)-(?P<pid>\d+)")
-_ARRAYS = ("frames", "actions", "rewards", "terminations", "truncations")
-# What zarr, its codecs and json raise on files that are not what they should be.
-_DAMAGE = (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+MAX_OPEN_READERS = 4096
+_SPACES = ("observation_space", "action_space")
 
 
 class EpisodeStore:
@@ -67,23 +72,27 @@ class EpisodeStore:
     def __init__(self, path: Path, header: StoreHeader) -> None:
         self.path = path
         self.header = header
+        self._readers: dict[Path, FrameReader] = {}
 
     def split_path(self, split: str) -> Path:
         if split not in SPLITS:
             raise ValueError(f"A split is one of {', '.join(SPLITS)}, got {split!r}.")
         return self.path / split
 
+    def episode_path(self, seed: int, split: str = "train") -> Path:
+        return self.split_path(split) / episode_name(seed)
+
     def seeds(self, split: str = "train") -> list[int]:
         """Seeds of the complete episodes of a split, ascending; empty if nothing of it was recorded."""
         folder = self.split_path(split)
         names = os.listdir(folder) if folder.is_dir() else []
-        return sorted(int(match[1]) for name in names if (match := _EPISODE_NAME.fullmatch(name)))
+        return sorted(int(match[1]) for name in names if (match := EPISODE_NAME.fullmatch(name)))
 
     def num_frames(self, seed: int, split: str = "train") -> int:
         """Frames of an episode (transitions + 1), from its attributes. Raises ValueError if these are damaged."""
-        path = self.split_path(split) / _episode_name(seed)
-        with _damage_as_value_error(path):
-            return _read_attributes(path)["num_frames"]
+        path = self.episode_path(seed, split)
+        with damage_as_value_error(path):
+            return read_attributes(path)["num_frames"]
 
     def read(self, seed: int, split: str = "train", frames_out: np.ndarray | None = None) -> Episode:
         """Reads one episode; may be called from several threads.
@@ -96,20 +105,69 @@ class EpisodeStore:
             FileNotFoundError: no such episode.
             ValueError: it is damaged, or does not have the shapes and types that the header promises.
         """
-        path = self.split_path(split) / _episode_name(seed)
-        if not path.is_dir():
-            raise FileNotFoundError(f"{self.path} has no episode of seed {seed} in split {split!r}.")
-        with _damage_as_value_error(path):
-            attributes = _read_attributes(path)
+        path = self._existing_path(seed, split)
+        with damage_as_value_error(path):
+            attributes = read_attributes(path)
             recorded_seed, num_frames = attributes.pop("seed"), attributes.pop("num_frames")
-            arrays = {name: _read_array(path / name, frames_out if name == "frames" else None) for name in _ARRAYS}
+            frames = read_all_frames(path / "frames", frames_out)
+            arrays = {name: read_array(path / name) for name in ARRAYS if name != "frames"}
             has_pose = (path / "pose").is_dir()
-            pose = _read_array(path / "pose") if has_pose else np.zeros((num_frames, 0), np.float32)
-            episode = Episode(recorded_seed, **arrays, pose=pose, attributes=attributes)
+            pose = read_array(path / "pose") if has_pose else np.zeros((num_frames, 0), np.float32)
+            episode = Episode(recorded_seed, frames, **arrays, pose=pose, attributes=attributes)
             if recorded_seed != seed or episode.num_frames != num_frames:
                 raise ValueError(f"zarr.json: it says seed {recorded_seed} and {num_frames} frames")
             check_episode(episode, self.header)
         return episode
+
+    def read_frames(
+        self, seed: int, start: int, stop: int, split: str = "train", out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Frames [start, stop) of one episode, uint8 [stop - start, H, W, C]; may be called from several threads.
+
+        Only the chunks that hold them are read and checked. What the first call for an episode learns of its files is
+        kept for the next.
+
+        Args:
+            seed, split: which episode.
+            start, stop: 0 <= start <= stop <= number of frames.
+            out: contiguous uint8 array of the result's shape that receives it; None allocates.
+
+        Raises:
+            FileNotFoundError: no such episode.
+            ValueError: it is damaged or shorter, or `out` does not fit.
+        """
+        path = self._existing_path(seed, split)
+        with damage_as_value_error(path), naming("frames"):
+            reader = self._readers.get(path)
+            if reader is None or not reader.is_current:
+                if len(self._readers) >= MAX_OPEN_READERS:
+                    self._readers.clear()
+                reader = self._readers[path] = FrameReader(path / "frames")
+                if reader.shape[1:] != self.header.frame_shape or reader.dtype != np.uint8:
+                    raise ValueError(f"they are {reader.dtype} {reader.shape}")
+            num_frames = reader.shape[0]
+            if 0 <= start <= stop <= num_frames:
+                return reader.read(start, stop, out)
+        raise ValueError(f"Episode {path} has frames 0 to {num_frames}, asked for {start} to {stop}.")
+
+    def attributes(self, seed: int, split: str = "train") -> dict[str, Any]:
+        """What the writer added to an episode. Raises as `read`."""
+        path = self._existing_path(seed, split)
+        with damage_as_value_error(path):
+            attributes = read_attributes(path)
+        return {name: value for name, value in attributes.items() if name not in ("seed", "num_frames")}
+
+    def read_rewards(self, seed: int, split: str = "train") -> np.ndarray:
+        """float32 [T], without reading the rest of the episode. Raises as `read`."""
+        path = self._existing_path(seed, split)
+        with damage_as_value_error(path):
+            return read_array(path / "rewards")
+
+    def _existing_path(self, seed: int, split: str) -> Path:
+        path = self.episode_path(seed, split)
+        if not path.is_dir():
+            raise FileNotFoundError(f"{self.path} has no episode of seed {seed} in split {split!r}.")
+        return path
 
 
 class EpisodeWriter:
@@ -129,14 +187,29 @@ class EpisodeWriter:
         """
         check_seed(episode.seed, self._split)
         check_episode(episode, self._header)
-        target = self._folder / _episode_name(episode.seed)
-        temporary = self._folder / f".writing-{target.name}-{socket.gethostname()}-{os.getpid()}"
-        shutil.rmtree(temporary, ignore_errors=True)
+        with self._temporary(episode.seed) as temporary:
+            write_arrays(temporary, episode)
+            return rename_if_new(temporary, self._folder / episode_name(episode.seed))
+
+    def copy(self, source: EpisodeStore, seed: int, split: str) -> bool:
+        """Copies the files of another store's episode; False, and nothing is changed, if one of this seed is there.
+
+        Raises ValueError if it is damaged, does not fit the header or has a seed that is kept for another split.
+        """
+        check_seed(seed, self._split)
+        check_episode(source.read(seed, split), self._header)
+        with self._temporary(seed) as temporary:
+            shutil.copytree(source.episode_path(seed, split), temporary)
+            return rename_if_new(temporary, self._folder / episode_name(seed))
+
+    @contextmanager
+    def _temporary(self, seed: int) -> Iterator[Path]:
+        """A name for an episode that is being written; what has it afterwards is removed."""
+        path = self._folder / temporary_name(seed)
         try:
-            _write_arrays(temporary, episode)
-            return _rename_if_new(temporary, target)
+            yield path
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True)
 
     def remove_abandoned(self) -> int:
         """Removes what writers left that died in the middle of an episode; returns the number of such folders.
@@ -146,9 +219,7 @@ class EpisodeWriter:
         """
         removed = 0
         for folder in self._folder.glob(".writing-*"):
-            match = _TEMPORARY_NAME.fullmatch(folder.name)
-            dead = match is not None and match["host"] == socket.gethostname() and not _is_alive(int(match["pid"]))
-            if dead or _age_seconds(folder) > ABANDONED_AFTER_SECONDS:
+            if is_abandoned(folder):
                 shutil.rmtree(folder, ignore_errors=True)
                 removed += 1
         return removed
@@ -166,8 +237,8 @@ def create_store(path: str | Path, header: StoreHeader) -> EpisodeStore:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        zarr.create_group(temporary, attributes=_header_to_json(header))
-        _rename_if_new(temporary, path)
+        zarr.create_group(temporary, attributes=header_to_json(header))
+        rename_if_new(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return _open_same(path, header)
@@ -185,138 +256,46 @@ def open_store(path: str | Path) -> EpisodeStore:
         raise FileNotFoundError(f"There is no episode store at {path}; `python -m training.collect` makes one.")
     try:
         attributes = dict(zarr.open_group(path, mode="r").attrs)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise ValueError(f"{path} is not an episode store, or its zarr.json is damaged ({error}).") from error
     if attributes.get("format") != FORMAT_NAME:
         raise ValueError(f"{path} is a Zarr group, but not an episode store.")
     if attributes.get("version") != FORMAT_VERSION:
         version = attributes.get("version")
-        raise ValueError(f"{path} has version {version!r} of the store format, this code reads {FORMAT_VERSION}.")
+        raise ValueError(
+            f"{path} has version {version!r} of the store format, this code reads {FORMAT_VERSION}; update wm-gym."
+        )
     try:
-        return EpisodeStore(path, _header_from_json(attributes))
-    except _DAMAGE as error:
+        return EpisodeStore(path, header_from_json(attributes))
+    except DAMAGE as error:
         raise ValueError(f"The attributes in {path / 'zarr.json'} are damaged ({error}).") from error
 
 
 def _open_same(path: Path, header: StoreHeader) -> EpisodeStore:
     store = open_store(path)
-    for name in ("env_id", "observation_space", "action_space", "policy", "max_episode_steps"):
+    for name in (field.name for field in dataclasses.fields(StoreHeader) if field.compare):
         theirs, ours = getattr(store.header, name), getattr(header, name)
         if not (store.header.is_of(ours) if name == "env_id" else theirs == ours):
             raise ValueError(f"{path} is a store with {name} {theirs}, not {ours}; choose another path.")
     return store
 
 
-def _header_to_json(header: StoreHeader) -> dict[str, Any]:
-    return {
-        "format": FORMAT_NAME,
-        "version": FORMAT_VERSION,
-        "env_id": header.env_id,
-        "observation_space": space_to_json(header.observation_space),
-        "action_space": space_to_json(header.action_space),
-        "policy": header.policy,
-        "max_episode_steps": header.max_episode_steps,
-        "packages": header.packages,
-    }
+def header_to_json(header: StoreHeader) -> dict[str, Any]:
+    """Format, version and every field of the header, as JSON types."""
+    values = {field.name: getattr(header, field.name) for field in dataclasses.fields(header)}
+    values |= {name: space_to_json(values[name]) for name in _SPACES}
+    return {"format": FORMAT_NAME, "version": FORMAT_VERSION, **values}
 
 
-def _header_from_json(attributes: dict[str, Any]) -> StoreHeader:
-    return StoreHeader(
-        env_id=attributes["env_id"],
-        observation_space=space_from_json(attributes["observation_space"]),
-        action_space=space_from_json(attributes["action_space"]),
-        policy=attributes["policy"],
-        max_episode_steps=attributes["max_episode_steps"],
-        packages=attributes["packages"],
-    )
+def header_from_json(attributes: dict[str, Any]) -> StoreHeader:
+    """The inverse of `header_to_json`; a field with a default may be missing, as in stores from before it was there."""
+    names = [field.name for field in dataclasses.fields(StoreHeader) if field.name in attributes]
+    values: dict[str, Any] = {name: attributes[name] for name in names}
+    values.update({name: space_from_json(attributes[name]) for name in _SPACES})
+    return StoreHeader(**values)
 
 
-def _write_arrays(path: Path, episode: Episode) -> None:
-    attributes = {**episode.attributes, "seed": int(episode.seed), "num_frames": episode.num_frames}
-    group = zarr.create_group(path, attributes=attributes)
-    num_chunks = -(-episode.num_frames // FRAMES_PER_CHUNK)
-    for name in (*_ARRAYS, "pose"):
-        data = np.ascontiguousarray(getattr(episode, name))
-        if data.size == 0:
-            continue
-        sharded = name == "frames"
-        array = group.create_array(
-            name,
-            shape=data.shape,
-            dtype=data.dtype,
-            chunks=(FRAMES_PER_CHUNK, *data.shape[1:]) if sharded else data.shape,
-            shards=(num_chunks * FRAMES_PER_CHUNK, *data.shape[1:]) if sharded else None,
-            compressors=COMPRESSOR,
-            # All-zero chunks too, so that a file that is not there is damage.
-            config={"write_empty_chunks": True},
-        )
-        array[...] = data
+if __name__ == "__main__":
+    from training.store_cli import main
 
-
-def _read_attributes(path: Path) -> dict[str, Any]:
-    """Attributes of an episode, at least its seed and num_frames; ValueError names the file if it is damaged."""
-    try:
-        attributes = dict(zarr.open_group(path, mode="r").attrs)
-        if not all(isinstance(attributes[name], int) for name in ("seed", "num_frames")):
-            raise TypeError("seed and num_frames must be integers")
-        return attributes
-    except _DAMAGE as error:
-        raise ValueError(f"zarr.json: {error}") from error
-
-
-def _read_array(path: Path, out: np.ndarray | None = None) -> np.ndarray:
-    """Raises ValueError that names the array, whatever is wrong with its files."""
-    try:
-        array = zarr.open_array(path, mode="r")
-        # zarr would read a missing file as zeros. Each array is one chunk or one shard.
-        chunk = path / array.metadata.encode_chunk_key((0,) * array.ndim)
-        if not chunk.is_file():
-            raise FileNotFoundError(f"{chunk} is missing")
-        if out is None:
-            return np.asarray(array[...])
-        if out.shape != array.shape or out.dtype != array.dtype:
-            raise ValueError(f"it is {array.dtype} {array.shape}, room was made for {out.dtype} {out.shape}")
-        array.get_basic_selection(out=NDBuffer.from_numpy_array(out))
-        return out
-    except _DAMAGE as error:
-        raise ValueError(f"{path.name}: {error}") from error
-
-
-@contextmanager
-def _damage_as_value_error(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except _DAMAGE as error:
-        raise ValueError(f"Episode {path} is damaged ({error}); delete this folder and collect again.") from error
-
-
-def _rename_if_new(source: Path, target: Path) -> bool:
-    """os.rename of a folder; False if a folder that is not empty has the name already."""
-    try:
-        os.rename(source, target)
-    except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-            return False
-        raise
-    return True
-
-
-def _episode_name(seed: int) -> str:
-    return f"episode_{seed:010d}"
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _age_seconds(folder: Path) -> float:
-    try:
-        return time.time() - folder.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
+    main()

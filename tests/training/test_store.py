@@ -1,6 +1,8 @@
 import dataclasses
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +14,6 @@ import pytest
 import zarr
 
 from tests.toy_store import TOY_ENV, make_toy_store, toy_episode, toy_header
-from training import store as store_module
 from training.store import Episode, EpisodeWriter, StoreHeader, create_store, open_store
 
 ARRAYS = ("frames", "actions", "rewards", "terminations", "truncations", "pose")
@@ -94,7 +95,7 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
     def full_disk(source: object, target: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store_module.os, "rename", full_disk)
+    monkeypatch.setattr(os, "rename", full_disk)
     with pytest.raises(OSError, match="No space left"):
         EpisodeWriter(store).write(toy_episode(0))
     assert store.seeds() == []
@@ -106,9 +107,9 @@ def test_only_what_dead_writers_left_is_removed(tmp_path: Path) -> None:
     writer = EpisodeWriter(store)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    host = store_module.socket.gethostname()
-    left = tmp_path / "store/train" / f".writing-episode_0000000001-{host}-{dead.pid}"
-    alive = tmp_path / "store/train" / f".writing-episode_0000000002-{host}-{store_module.os.getpid()}"
+    host = socket.gethostname()
+    left = tmp_path / "store/train" / f".writing-episode_0000000001-{host}-{dead.pid}.0"
+    alive = tmp_path / "store/train" / f".writing-episode_0000000002-{host}-{os.getpid()}.0"
     for folder in (left, alive):
         shutil.copytree(tmp_path / "store/train/episode_0000000000", folder)
     assert writer.remove_abandoned() == 1
