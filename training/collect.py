@@ -13,18 +13,18 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import tyro
 from tqdm import tqdm
 
 from training.policies import make_policy
 from training.provenance import package_versions
-from training.recording import make_env, record_seeds
+from training.recording import FrameSource, RecordingOptions, make_env, record_seeds, recorded_action_space
 from training.store import EpisodeStore, EpisodeWriter, StoreHeader, check_seed, create_store
 
 # Workers fill the cores, so that none of them may start threads of its own.
@@ -37,13 +37,15 @@ class CollectConfig:
     """Records episodes of an environment into a Zarr store, or continues one."""
 
     env: str
-    """Environment id, as gym.make takes it: wm_gym/MemoryMaze-9x9-v0, or module:Id."""
+    """Environment id, as gym.make takes it: wm_gym/MemoryMaze-9x9-v0, or module:Id (minigrid:MiniGrid-Empty-8x8-v0)."""
     out: Path
     """Path of the store."""
     frames: int
     """Stops when the episodes of seeds seed, seed + 1, ... have this many frames together."""
     policy: str = "navigator"
-    """Name of a policy in training/policies.py: navigator or random."""
+    """navigator, random, or PACKAGE.MODULE:FUNCTION, called as function(env, seed), see training/policies.py."""
+    recording: Annotated[RecordingOptions, tyro.conf.arg(name="")] = field(default_factory=RecordingOptions)
+    """Which image is recorded, and of which size."""
     workers: int = 1
     """Number of processes."""
     seed: int = 0
@@ -165,15 +167,16 @@ class _Worker:
 
 def _prepare_store(config: CollectConfig) -> tuple[EpisodeStore, int | None]:
     """Opens or makes the store; also returns the most frames an episode can have, None if that is not known."""
-    env = make_env(config.env, config.max_episode_steps)
+    env = make_env(config.env, config.max_episode_steps, config.recording)
     try:
         make_policy(config.policy, env, 0)  # raises ValueError before any worker starts
         header = StoreHeader(
             env_id=config.env,
-            observation_space=env.observation_space,
-            action_space=env.action_space,
+            observation_space=FrameSource(env, config.recording).space(),
+            action_space=recorded_action_space(env.action_space),
             policy=config.policy,
             max_episode_steps=config.max_episode_steps,
+            recording=config.recording.to_json(),
             packages=package_versions(),
         )
         max_steps = env.spec.max_episode_steps if env.spec is not None else None

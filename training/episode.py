@@ -25,6 +25,7 @@ class StoreHeader:
     action_space: gym.Space[Any]  # Discrete, or Box float32 [A]
     policy: str
     max_episode_steps: int | None = None  # None: the environment's own limit
+    recording: dict[str, Any] = field(default_factory=dict)  # how frames were made: `RecordingOptions.to_json`
     packages: dict[str, str] = field(default_factory=dict, compare=False)  # name -> version
 
     def __post_init__(self) -> None:

@@ -1,10 +1,12 @@
 """Records the clips from which dreams start: `python -m training.make_clips --out wm_gym/clips/memory-maze.npz`.
 
+`--data STORE` takes them from recorded episodes instead, of any environment.
 Seeds from 7,000,000 on are kept out of all training data, so a dream that starts from these clips is in an unseen maze.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from tqdm import trange
 
 import wm_gym
 from training.policies import make_policy
+from training.store import open_store
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class MakeClips:
     seed: int = 7_100_000  # of the first clip; the others follow
     num_clips: int = 8
     num_frames: int = 201
+    data: Path | None = None  # take the beginnings of episodes of this store; env, policy and seed do not count then
+    split: str = "test"  # of the store
 
 
 def record(env: gym.Env, policy_name: str, seed: int, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
@@ -48,7 +53,28 @@ def record(env: gym.Env, policy_name: str, seed: int, num_frames: int) -> tuple[
     return np.stack(frames), np.asarray(actions)
 
 
-def main(config: MakeClips) -> None:
+def clips_from_store(path: Path, split: str, num_clips: int, num_frames: int) -> wm_gym.Clips:
+    """The first `num_frames` frames of the first episodes of a split that are long enough.
+
+    Raises:
+        FileNotFoundError: no such store.
+        ValueError: it has fewer than `num_clips` such episodes.
+    """
+    store = open_store(path)
+    seeds = [seed for seed in store.seeds(split) if store.num_frames(seed, split) >= num_frames][:num_clips]
+    if len(seeds) < num_clips:
+        raise ValueError(
+            f"{path} has {len(seeds)} episodes of {num_frames} frames or more in split {split!r}, "
+            f"{num_clips} are needed."
+        )
+    episodes = [store.read(seed, split) for seed in seeds]
+    frames = np.stack([episode.frames[:num_frames] for episode in episodes])
+    actions = np.stack([episode.actions[: num_frames - 1] for episode in episodes])
+    return wm_gym.Clips(frames, actions, np.array(seeds))
+
+
+def record_clips(config: MakeClips) -> wm_gym.Clips:
+    """Clips of new episodes, seeds from `config.seed` on."""
     env = gym.make(config.env)
     seeds = config.seed + np.arange(config.num_clips)
     episodes = [
@@ -57,9 +83,21 @@ def main(config: MakeClips) -> None:
     ]
     env.close()
     frames, actions = (np.stack(part) for part in zip(*episodes, strict=True))
-    wm_gym.save_clips(config.out, wm_gym.Clips(frames, actions, seeds))
-    print(f"{config.out}: {config.num_clips} clips of {config.num_frames} frames, {config.out.stat().st_size:,} bytes")
+    return wm_gym.Clips(frames, actions, seeds)
+
+
+def main(config: MakeClips) -> None:
+    if config.data is None:
+        clips = record_clips(config)
+    else:
+        clips = clips_from_store(config.data, config.split, config.num_clips, config.num_frames)
+    wm_gym.save_clips(config.out, clips)
+    print(f"{config.out}: {len(clips)} clips of {config.num_frames} frames, {config.out.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(MakeClips))
+    try:
+        main(tyro.cli(MakeClips))
+    except (FileNotFoundError, ValueError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -18,7 +18,9 @@ class Window:
         try:
             import pygame
         except ImportError as error:
-            raise gym.error.DependencyNotInstalled("render_mode='human' needs pygame: `pip install pygame`.") from error
+            raise gym.error.DependencyNotInstalled(
+                "render_mode='human' needs pygame: `pip install pygame-ce`."
+            ) from error
         self._pygame = pygame
         self._fps = fps
         self._clock = pygame.time.Clock()
