@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from training.policies import make_policy
 from training.provenance import package_versions
+from training.ray_backend import collect_on_cluster
 from training.recording import FrameSource, RecordingOptions, make_env, record_seeds, recorded_action_space
 from training.store import EpisodeStore, EpisodeWriter, StoreHeader, check_seed, create_store
 
@@ -56,6 +57,10 @@ class CollectConfig:
     """Truncates episodes after so many steps; None keeps the environment's own limit."""
     egl_devices: int = 1
     """With MUJOCO_GL=egl: number of GPUs over which the workers are spread."""
+    backend: Literal["local", "ray"] = "local"
+    """Where the workers run: on this machine, or spread over a Ray cluster."""
+    ray_address: str | None = None
+    """With backend ray: address of the cluster, or "auto"; None takes RAY_ADDRESS, or this machine."""
 
 
 def collect(config: CollectConfig) -> EpisodeStore:
@@ -76,8 +81,11 @@ def collect(config: CollectConfig) -> EpisodeStore:
     writer.remove_abandoned()
     schedule = Schedule(store, config.split, config.seed, config.frames, max_frames)
     try:
-        with _worker_processes(config, schedule) as workers:
-            _run(workers, schedule, config.frames)
+        if config.backend == "ray":
+            collect_on_cluster(config, store, schedule)
+        else:
+            with _worker_processes(config, schedule) as workers:
+                _run(workers, schedule, config.frames)
     finally:
         writer.remove_abandoned()
     return store

@@ -1,12 +1,13 @@
-"""Random windows of recorded episodes, from memory."""
+"""Random windows of recorded episodes, from memory or, where they do not fit, from the store."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -14,8 +15,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training.episode import Episode
+from training.episode import Episode, check_episode
+from training.episode_files import damage_as_value_error, read_array
 from training.store import open_store
+from training.windows import Place, WindowTable, make_window_table
 from wm_gym.array_typing import Frames, Poses
 from wm_gym.checkpoint import resolve_device
 
@@ -31,39 +34,12 @@ class Batch:
     pose: Poses  # float32 [B, T, P]; P = 0 if the environment tells none
 
 
-class _Place(NamedTuple):
-    """Where an episode lies in the dataset's tensors."""
-
-    first_frame: int
-    first_transition: int
-    num_frames: int
-
-    @property
-    def frames(self) -> slice:
-        return slice(self.first_frame, self.first_frame + self.num_frames)
-
-    @property
-    def transitions(self) -> slice:
-        return slice(self.first_transition, self.first_transition + self.num_frames - 1)
-
-
-@dataclass(frozen=True)
-class _WindowTable:
-    """The windows of one length, numbered through the E episodes that are long enough, in the order of their seeds."""
-
-    total: int
-    ends: Tensor  # int64 [E], number of the last window + 1
-    frame_shifts: Tensor  # int64 [E], first frame of a window = its number + shift of its episode
-    transition_shifts: Tensor  # int64 [E]
-    reward_starts: Tensor  # int64 [R], for each of R rewarded transitions the first window that contains it
-    reward_counts: Tensor  # int64 [R], and the number of windows that do
-
-
 class EpisodeDataset:
     """All episodes of one split of a store, one after the other in one tensor per array, on `device`.
 
     N frames, M = N - num_episodes transitions: `frames` uint8 [N, H, W, C], `pose` float32 [N, P], `actions` int64 [M]
-    or float32 [M, A], `rewards` float32 [M], `terminations` bool [M].
+    or float32 [M, A], `rewards` float32 [M], `terminations` bool [M]. A streamed dataset has no `frames` (N = 0): it
+    reads those of a batch from the store, by several threads, into memory that a GPU copies from (pinned).
 
     Args:
         path: the store.
@@ -72,10 +48,13 @@ class EpisodeDataset:
         max_bytes: limit for the frames; episodes are loaded in the order of their seeds as long as they fit.
         num_threads: for reading.
         env_id: if given, the environment that the store must be from.
+        seeds: if given, only these episodes are loaded now (`refresh` takes all), which makes again the dataset that
+            somebody had while the store was being written.
+        streamed: leaves the frames in the store; device must be "cpu".
 
     Raises:
         FileNotFoundError: no store at `path`.
-        ValueError: no episodes, a damaged one, a store of another environment, or no such device.
+        ValueError: no episodes, one that is damaged or missing, a store of another environment, or no such device.
     """
 
     def __init__(
@@ -86,15 +65,23 @@ class EpisodeDataset:
         max_bytes: int | None = None,
         num_threads: int = 8,
         env_id: str | None = None,
+        seeds: Iterable[int] | None = None,
+        streamed: bool = False,
     ) -> None:
         self._store = open_store(path)
         header = self._store.header
         if env_id is not None and not header.is_of(env_id):
             raise ValueError(f"{path} is a store of {header.env_id}, expected {env_id}.")
         self._split, self._max_bytes, self._num_threads = split, max_bytes, num_threads
-        self._places: dict[int, _Place] = {}  # by seed
-        self._tables: dict[int, _WindowTable] = {}  # by length
+        self._places: dict[int, Place] = {}  # by seed
+        self._tables: dict[int, WindowTable] = {}  # by length
+        self._num_frames = 0
         self.device = resolve_device(device)
+        self.streamed = streamed
+        if streamed and self.device.type != "cpu":
+            raise ValueError(f"A streamed dataset is on the CPU, not on {device}; training.loader brings it to a GPU.")
+        self._pool = ThreadPoolExecutor(num_threads) if streamed else None
+        self._first_frames, self._order = np.zeros(0, np.int64), np.zeros(0, np.int64)  # seeds by place
         self.env_id: str = header.env_id
         self.observation_space: gym.Space[Any] = header.observation_space
         self.action_space: gym.Space[Any] = header.action_space
@@ -104,7 +91,7 @@ class EpisodeDataset:
         self.actions = torch.empty((0, *header.action_shape), dtype=action_dtype, device=self.device)
         self.rewards = torch.empty(0, dtype=torch.float32, device=self.device)
         self.terminations = torch.empty(0, dtype=torch.bool, device=self.device)
-        self.refresh()
+        self._load(self._new_places(seeds))
         if not self._places:
             fitting = "" if max_bytes is None else f" that fits into {max_bytes} bytes"
             raise ValueError(f"{path} has no episode{fitting} in split {split!r}.")
@@ -120,7 +107,7 @@ class EpisodeDataset:
 
     @property
     def num_frames(self) -> int:
-        return len(self.frames)
+        return self._num_frames
 
     def refresh(self) -> int:
         """Loads the episodes that the store got since; returns their number.
@@ -128,14 +115,15 @@ class EpisodeDataset:
         For a moment there must be room for the old and the new frames. Raises ValueError for a damaged episode; the
         dataset then stays as it was.
         """
-        places = self._new_places()
+        return self._load(self._new_places())
+
+    def _load(self, places: dict[int, Place]) -> int:
         if not places:
             return 0
         num_new_frames = sum(place.num_frames for place in places.values())
-        frames = torch.empty(
-            (self.num_frames + num_new_frames, *self.frames.shape[1:]), dtype=torch.uint8, device=self.device
-        )
-        frames[: self.num_frames] = self.frames
+        num_kept = 0 if self.streamed else self._num_frames + num_new_frames
+        frames = torch.empty((num_kept, *self.frames.shape[1:]), dtype=torch.uint8, device=self.device)
+        frames[: len(self.frames)] = self.frames
         episodes = self._read(places, frames)
         pose_sizes = {episode.pose.shape[1] for episode in episodes} | ({self.pose.shape[1]} if self._places else set())
         if len(pose_sizes) > 1:
@@ -146,6 +134,9 @@ class EpisodeDataset:
         self.rewards = _extended(self.rewards, [episode.rewards for episode in episodes])
         self.terminations = _extended(self.terminations, [episode.terminations for episode in episodes])
         self._places.update(places)
+        self._num_frames += num_new_frames
+        self._order = np.array(list(self._places), np.int64)
+        self._first_frames = np.array([place.first_frame for place in self._places.values()], np.int64)
         self._tables.clear()
         return len(places)
 
@@ -184,69 +175,79 @@ class EpisodeDataset:
         frame_rows = first_frame[:, None] + steps
         transition_rows = first_transition[:, None] + steps[:-1]
         return Batch(
-            frames=_rows(self.frames, frame_rows),
+            frames=self._streamed_frames(first_frame, length) if self.streamed else _rows(self.frames, frame_rows),
             actions=_rows(self.actions, transition_rows),
             rewards=_rows(self.rewards, transition_rows),
             terminations=_rows(self.terminations, transition_rows),
             pose=_rows(self.pose, frame_rows),
         )
 
+    def _streamed_frames(self, first_frame: Tensor, length: int) -> Tensor:
+        """uint8 [B, length, H, W, C] from the store, for windows that begin at these rows of all frames."""
+        pinned = torch.cuda.is_available()
+        shape = (len(first_frame), length, *self.frames.shape[1:])
+        frames = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+        rows = first_frame.numpy()
+        places = np.searchsorted(self._first_frames, rows, side="right") - 1
+        starts = rows - self._first_frames[places]
+        room = frames.numpy()
+
+        def read(index: int) -> None:
+            seed, start = int(self._order[places[index]]), int(starts[index])
+            self._store.read_frames(seed, start, start + length, self._split, out=room[index])
+
+        assert self._pool is not None
+        for _ in self._pool.map(read, range(len(rows))):
+            pass
+        return frames
+
     def _draw(self, generator: torch.Generator, size: int, limit: int) -> Tensor:
         """int64 [size] in [0, limit), on the dataset's device; without waiting for it."""
         drawn = torch.randint(limit, (size,), generator=generator, device=generator.device)
         return drawn.to(self.device, non_blocking=True)
 
-    def _window_table(self, length: int) -> _WindowTable:
+    def _window_table(self, length: int) -> WindowTable:
         if length not in self._tables:
             self._tables[length] = self._new_window_table(length)
         return self._tables[length]
 
-    def _new_window_table(self, length: int) -> _WindowTable:
-        longest = max(place.num_frames for place in self._places.values())
-        if not 1 <= length <= longest:
-            raise ValueError(
-                f"A window has from 1 to {longest} frames, the length of the longest episode in {self._store.path}; "
-                f"got {length}."
-            )
+    def _new_window_table(self, length: int) -> WindowTable:
+        places = [self._places[seed] for seed in self.seeds]
         rewarded = self.rewards.cpu().numpy() != 0
-        ends, frame_shifts, transition_shifts, reward_starts, reward_counts = [], [], [], [], []
-        total = 0
-        for place in (self._places[seed] for seed in self.seeds):
-            num_windows = place.num_frames - length + 1
-            if num_windows < 1:
-                continue
-            steps = np.flatnonzero(rewarded[place.transitions])
-            first = np.maximum(steps - (length - 2), 0)
-            last = np.minimum(steps, num_windows - 1)
-            reward_starts.append(total + first[last >= first])
-            reward_counts.append((last - first + 1)[last >= first])
-            frame_shifts.append(place.first_frame - total)
-            transition_shifts.append(place.first_transition - total)
-            total += num_windows
-            ends.append(total)
-        columns = (ends, frame_shifts, transition_shifts, np.concatenate(reward_starts), np.concatenate(reward_counts))
-        return _WindowTable(total, *(torch.as_tensor(column).to(self.device) for column in columns))
+        return make_window_table(places, rewarded, length, self.device, self._store.path)
 
-    def _new_places(self) -> dict[int, _Place]:
+    def _new_places(self, only: Iterable[int] | None = None) -> dict[int, Place]:
         """Places behind what is loaded for the episodes that are not, as far as they fit, in the order of seeds."""
-        seeds = [seed for seed in self._store.seeds(self._split) if seed not in self._places]
-        frame_bytes = int(np.prod(self.frames.shape[1:]))
+        recorded = self._store.seeds(self._split)
+        if only is not None:
+            if missing := sorted((only := set(only)) - set(recorded)):
+                raise ValueError(f"{self._store.path} has no episode of seed {missing[0]} in split {self._split!r}.")
+            recorded = sorted(only)
+        seeds = [seed for seed in recorded if seed not in self._places]
+        frame_bytes = 0 if self.streamed else int(np.prod(self.frames.shape[1:]))
         frame, transition = self.num_frames, len(self.rewards)
-        places: dict[int, _Place] = {}
+        places: dict[int, Place] = {}
         for seed in seeds:
             num_frames = self._store.num_frames(seed, self._split)
-            if self._max_bytes is not None and (frame + num_frames) * frame_bytes > self._max_bytes:
+            if (
+                self._max_bytes is not None
+                and not self.streamed
+                and (frame + num_frames) * frame_bytes > self._max_bytes
+            ):
                 break
-            places[seed] = _Place(frame, transition, num_frames)
+            places[seed] = Place(frame, transition, num_frames)
             frame, transition = frame + num_frames, transition + num_frames - 1
         return places
 
-    def _read(self, places: dict[int, _Place], frames: Tensor) -> list[Episode]:
+    def _read(self, places: dict[int, Place], frames: Tensor) -> list[Episode]:
         """Reads episodes, their frames into `frames`; the frames of the episodes returned must not be used."""
         staged = self.device.type != "cpu"
+        total = sum(place.num_frames for place in places.values())
 
         def read(seed: int) -> Episode:
             place = places[seed]
+            if self.streamed:
+                return self._read_without_frames(seed, place.num_frames)
             room = (
                 torch.empty((place.num_frames, *frames.shape[1:]), dtype=torch.uint8)
                 if staged
@@ -259,7 +260,7 @@ class EpisodeDataset:
 
         with (
             ThreadPoolExecutor(self._num_threads) as pool,
-            tqdm(total=len(frames) - self.num_frames, unit=" frames", desc="loading", disable=None) as progress,
+            tqdm(total=total, unit=" frames", desc="loading", disable=None) as progress,
         ):
             episodes = []
             try:
@@ -270,6 +271,23 @@ class EpisodeDataset:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
         return episodes
+
+    def _read_without_frames(self, seed: int, num_frames: int) -> Episode:
+        """An episode whose frames are empty; the rest is checked against the header and the number of frames."""
+        path, shape = self._store.episode_path(seed, self._split), (num_frames, *self.frames.shape[1:])
+        with damage_as_value_error(path):
+            has_pose = (path / "pose").is_dir()
+            episode = Episode(
+                seed=seed,
+                frames=np.broadcast_to(np.uint8(0), shape),
+                actions=read_array(path / "actions"),
+                rewards=read_array(path / "rewards"),
+                terminations=read_array(path / "terminations"),
+                truncations=read_array(path / "truncations"),
+                pose=read_array(path / "pose") if has_pose else np.zeros((num_frames, 0), np.float32),
+            )
+            check_episode(episode, self._store.header)
+        return dataclasses.replace(episode, frames=episode.frames[:0])
 
 
 def _rows(tensor: Tensor, rows: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ class DirectMaze:
         self._task: Any = None
         self._physics: Any = None
         self._camera: Any = None
+        self._gl: Any = None
 
     @property
     def task(self) -> Any:
@@ -56,7 +57,7 @@ class DirectMaze:
             published = make_published(self._size, maze_seed)
             self._task = published.task
             published.close()
-        self.close()
+        self._free_physics()
         self._rng = np.random.RandomState(maze_seed)
         self._rebuild_maze()
         self._physics = self._compile_physics()
@@ -83,6 +84,13 @@ class DirectMaze:
 
     def close(self) -> None:
         """Frees physics and renderer; `reset` makes new ones."""
+        self._free_physics()
+        if self._gl is not None:
+            self._gl.decrement_refcount()
+            self._gl.free()
+            self._gl = None
+
+    def _free_physics(self) -> None:
         if self._physics is not None:
             self._camera = None
             self._physics.free()
@@ -138,8 +146,19 @@ class DirectMaze:
         self._targets = {int(physics.bind(target.geom).element_id): target for target in task._targets}
         self._target_positions = self._data.geom_xpos[list(self._targets), :2].copy()
         self._body = physics.model.name2id(BODY, "body")
+        self._make_renderer()
         self._camera = self._libraries.engine.Camera(physics, FRAME_SIZE, FRAME_SIZE, CAMERA)
         self._planes = ViewedPlanes(self._model, self._data, physics.model.name2id(CAMERA, "camera"))
+
+    def _make_renderer(self) -> None:
+        """Gives the maze's textures and shapes to the OpenGL context of the mazes before, if there is one: a new one
+        would compile all shaders again, which takes as long as the upload."""
+        if self._gl is None:
+            self._gl = self._physics.contexts.gl
+            self._gl.increment_refcount()  # so that freeing the physics leaves it
+        else:
+            uploaded = self._libraries.wrapper.MjrContext(self._physics.model, self._gl)
+            self._physics._contexts = self._libraries.engine.Contexts(gl=self._gl, mujoco=uploaded)
 
     def _may_touch_target(self) -> bool:
         offsets = self._target_positions - self._data.xpos[self._body, :2]

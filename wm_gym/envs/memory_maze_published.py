@@ -58,6 +58,7 @@ class Libraries(NamedTuple):
     tasks: Any  # memory_maze.tasks
     mjcf: Any  # dm_control.mjcf
     engine: Any  # dm_control.mujoco.engine
+    wrapper: Any  # dm_control.mujoco.wrapper
     mujoco: Any
 
 
@@ -85,13 +86,13 @@ def load_libraries() -> Libraries:
         with contextlib.redirect_stderr(io.StringIO()):
             import mujoco
             from dm_control import mjcf
-            from dm_control.mujoco import engine
+            from dm_control.mujoco import engine, wrapper
             from memory_maze import tasks
     except ModuleNotFoundError as error:
         raise ImportError(
             f"The real Memory Maze needs the package {error.name!r}: pip install wm_gym[memory-maze]."
         ) from error
-    return Libraries(tasks, mjcf, engine, mujoco)
+    return Libraries(tasks, mjcf, engine, wrapper, mujoco)
 
 
 def _has_nvidia_egl() -> bool:

@@ -1,0 +1,90 @@
+"""The direct implementation of Memory Maze is the published one, bit by bit, over whole episodes."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import numpy as np
+import pytest
+
+from training import check_exactness
+from training.check_exactness import POLICIES, ExactnessConfig, compare, run
+from wm_gym.envs.memory_maze import MemoryMazeEnv
+from wm_gym.envs.memory_maze_direct import DirectMaze
+from wm_gym.envs.memory_maze_published import EPISODE_LENGTHS, MazeStep
+
+needs_memory_maze = pytest.mark.skipif(
+    importlib.util.find_spec("memory_maze") is None, reason="the memory-maze extra is not installed"
+)
+
+
+@needs_memory_maze
+@pytest.mark.real_env
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("seed", range(100, 105))
+@pytest.mark.parametrize("size", EPISODE_LENGTHS)
+def test_whole_episodes_are_bit_exact(size: str, seed: int, policy: str) -> None:
+    comparison = compare(size, seed, policy, max_steps=0)
+    assert comparison.difference is None
+    assert comparison.ended
+    assert comparison.steps == EPISODE_LENGTHS[size]
+
+
+@needs_memory_maze
+@pytest.mark.real_env
+@pytest.mark.parametrize("size", ["11x11", "15x15"])
+def test_larger_mazes_begin_bit_exactly(size: str) -> None:
+    comparison = compare(size, 106, "navigator", max_steps=8)
+    assert comparison.difference is None
+    assert comparison.steps == 8
+
+
+@needs_memory_maze
+@pytest.mark.real_env
+def test_one_wrong_bit_of_one_pixel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def flawed_step(self: DirectMaze, action: int) -> MazeStep:
+        step = right_step(self, action)
+        step.frame[30, 30, 1] ^= self._num_steps == 3
+        return step
+
+    right_step = DirectMaze.step
+    monkeypatch.setattr(DirectMaze, "step", flawed_step)
+    assert compare("9x9", 107, "random", max_steps=6).difference == "frame after 3 steps"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "name"),
+    [
+        ({"pose": np.array([1, 2], np.float32), "reward": 0.0}, None),
+        ({"pose": np.array([1, 3], np.float32), "reward": 0.0}, "pose"),
+        ({"pose": np.array([1, 2], np.float64), "reward": 0.0}, "pose"),
+        ({"pose": np.array([1, 2], np.float32), "reward": -0.0}, "reward"),
+        ({"pose": np.array([1, 2], np.float32)}, "names ['reward']"),
+    ],
+)
+def test_values_types_and_names_count(theirs: dict[str, Any], name: str | None) -> None:
+    assert check_exactness._difference({"pose": np.array([1, 2], np.float32), "reward": 0.0}, theirs) == name
+
+
+def test_a_number_of_steps_is_needed_for_each_size() -> None:
+    with pytest.raises(ValueError, match="each of 2 sizes, got 1"):
+        run(ExactnessConfig(sizes=("9x9", "11x11"), steps=(5,)))
+
+
+@needs_memory_maze
+@pytest.mark.real_env
+def test_a_maze_keeps_its_renderer_from_reset_to_reset() -> None:
+    env = MemoryMazeEnv("9x9")
+    first, _ = env.reset(seed=1)
+    backend = env._backend
+    assert isinstance(backend, DirectMaze)
+    renderer = backend._gl
+    env.reset(seed=2)
+    assert backend._gl is renderer
+    again, _ = env.reset(seed=1)
+    np.testing.assert_array_equal(first, again)
+    env.close()
+    assert backend._gl is None

@@ -1,0 +1,166 @@
+"""Plays episodes of Memory Maze in the direct and in the published implementation and compares every bit:
+``python -m training.check_exactness --out docs/results/exactness.json``.
+
+Compared at reset and after each step: frame, reward, terminated, truncated, everything in `info` (pose, layout,
+targets, target index and colour, maze seed), and the float64 positions and velocities of the physics.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from training.policies import make_policy
+from training.provenance import command_arguments, provenance
+from training.recording import RecordingOptions, make_env, policy_seed
+
+SIZES = ("9x9", "11x11", "13x13", "15x15")
+POLICIES = ("navigator", "random")
+
+
+@dataclass(frozen=True)
+class ExactnessConfig:
+    """Compares the direct implementation of Memory Maze with the published one, bit by bit."""
+
+    out: Path | None = None
+    """JSON file for the result."""
+    sizes: tuple[str, ...] = SIZES
+    """Sizes of the maze."""
+    steps: tuple[int, ...] = ()
+    """Steps of each episode, one number for each size; 0, or none at all, plays whole episodes."""
+    seeds: int = 5
+    """Number of mazes of each size."""
+    first_seed: int = 100
+    """Seed of the first maze."""
+    whole: int = 1
+    """The navigator's episodes in the first so many mazes of each size are whole, whatever `steps` says."""
+    workers: int = 1
+    """Number of processes."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two implementations' episodes side by side; `difference` names the first one found, None if there is none."""
+
+    size: str
+    seed: int
+    policy: str
+    steps: int
+    rewards: float  # sum over the steps compared
+    ended: bool  # the episode was played to its end
+    seconds: float
+    difference: str | None
+
+
+def compare(size: str, seed: int, policy_name: str, max_steps: int) -> Comparison:
+    """Plays one maze in both implementations with the actions that a policy takes in the direct one.
+
+    Args:
+        size, seed: of the maze.
+        policy_name: "navigator" or "random".
+        max_steps: stops there if the episode has not ended; 0 plays to the end.
+    """
+    started = time.perf_counter()
+    direct, upstream = (_make(size, implementation) for implementation in ("direct", "upstream"))
+    try:
+        direct.reset(seed=seed + 1)  # An earlier maze must leave nothing behind.
+        frame, info = direct.reset(seed=seed)
+        upstream_frame, upstream_info = upstream.reset(seed=seed)
+        policy = make_policy(policy_name, direct, policy_seed(seed))
+        policy.reset(info)
+        outcome, upstream_outcome = (0.0, False, False), (0.0, False, False)
+        steps, rewards, ended = 0, 0.0, False
+        while True:
+            ours = _everything(direct, frame, outcome, info)
+            theirs = _everything(upstream, upstream_frame, upstream_outcome, upstream_info)
+            difference = _difference(ours, theirs)
+            if difference is not None or ended or steps == (max_steps or -1):
+                where = None if difference is None else f"{difference} after {steps} steps"
+                return Comparison(size, seed, policy_name, steps, rewards, ended, time.perf_counter() - started, where)
+            action = policy(frame, info)
+            frame, *outcome, info = direct.step(action)
+            upstream_frame, *upstream_outcome, upstream_info = upstream.step(action)
+            steps, rewards, ended = steps + 1, rewards + float(outcome[0]), bool(outcome[1] or outcome[2])
+    finally:
+        direct.close()
+        upstream.close()
+
+
+def run(config: ExactnessConfig) -> list[Comparison]:
+    """All comparisons, in the order of size, seed and policy."""
+    steps = config.steps or (0,) * len(config.sizes)
+    if len(steps) != len(config.sizes):
+        raise ValueError(f"steps needs a number for each of {len(config.sizes)} sizes, got {len(steps)}.")
+    jobs = []
+    for size, limit in zip(config.sizes, steps, strict=True):
+        for index in range(config.seeds):
+            for policy in POLICIES:
+                whole = index < config.whole and policy == "navigator"
+                jobs.append((size, config.first_seed + index, policy, 0 if whole else limit))
+    # Long ones first, so that all workers end together.
+    jobs.sort(key=lambda job: (job[3] > 0, -SIZES.index(job[0]), -job[3]))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(config.workers, mp_context=context) as pool:
+        comparisons = []
+        for future in as_completed([pool.submit(compare, *job) for job in jobs]):
+            comparisons.append(future.result())
+            print(comparisons[-1], file=sys.stderr, flush=True)
+    order = list(config.sizes)
+    return sorted(comparisons, key=lambda c: (order.index(c.size), c.seed, c.policy))
+
+
+def _make(size: str, implementation: str) -> Any:
+    """The environment without wrappers, so that nothing but its own limit ends an episode."""
+    options = RecordingOptions(env_kwargs=json.dumps({"implementation": implementation}))
+    return make_env(f"wm_gym/MemoryMaze-{size}-v0", options=options).unwrapped
+
+
+def _everything(env: Any, frame: np.ndarray, outcome: Any, info: dict[str, Any]) -> dict[str, Any]:
+    data = env._backend.physics.data
+    named = dict(zip(("reward", "terminated", "truncated"), outcome, strict=True))
+    return {"frame": frame, **named, **info, "qpos": data.qpos.copy(), "qvel": data.qvel.copy()}
+
+
+def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
+    """The name of the first entry whose type, shape or bits differ."""
+    if ours.keys() != theirs.keys():
+        return f"names {sorted(ours.keys() ^ theirs.keys())}"
+    for name, value in ours.items():
+        left, right = np.asarray(value), np.asarray(theirs[name])
+        if (left.dtype, left.shape, left.tobytes()) != (right.dtype, right.shape, right.tobytes()):
+            return name
+    return None
+
+
+def main() -> None:
+    config = tyro.cli(ExactnessConfig, prog="python -m training.check_exactness")
+    comparisons = run(config)
+    different = [c for c in comparisons if c.difference is not None]
+    summary = {
+        "episodes": len(comparisons),
+        "whole_episodes": sum(c.ended for c in comparisons),
+        "steps": sum(c.steps for c in comparisons),
+        "rewards": sum(c.rewards for c in comparisons),
+        "different": len(different),
+    }
+    if config.out is not None:
+        record = provenance("training.check_exactness", command_arguments())
+        record |= {**summary, "comparisons": [asdict(c) for c in comparisons]}
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        config.out.write_text(json.dumps(record, indent=2) + "\n")
+    print(summary)
+    if different:
+        sys.exit(f"{len(different)} episodes differ, the first one: {different[0]}")
+
+
+if __name__ == "__main__":
+    main()
