@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -107,6 +108,19 @@ def memory_maze_9x9() -> Recipe:
     )
 
 
+def memory_maze_9x9_continued() -> Recipe:
+    """Goes on from a checkpoint of `memory_maze_9x9` (``--init``), on long segments and on its own frames."""
+    return dataclasses.replace(
+        memory_maze_9x9(),
+        stages=(
+            Stage(length=400, batch_size=8, fraction=0.5),
+            Stage(length=400, batch_size=8, fraction=0.5, self_context=0.5),
+        ),
+        warmup_steps=100,
+        decay_fraction=0.85,
+    )
+
+
 def tiny() -> Recipe:
     """Two minutes on a CPU: shows that the pipeline learns, not how well."""
     return Recipe(
@@ -124,4 +138,6 @@ def tiny() -> Recipe:
     )
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {recipe.__name__: recipe for recipe in (memory_maze_9x9, tiny)}
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    recipe.__name__: recipe for recipe in (memory_maze_9x9, memory_maze_9x9_continued, tiny)
+}

@@ -119,7 +119,7 @@ def train(arguments: Arguments) -> Path:
                     last_good = save_run_state(folder, state, settings, processes, recipe.num_checkpoints)
                     saved_minutes = state.elapsed_minutes
                     if processes.is_main:
-                        export_model(exported, state, recipe, arguments.recipe_name, dataset)
+                        export_model(exported, state, recipe, arguments.recipe_name, dataset, arguments.init)
                 if is_last:
                     log.say(f"{'Finished' if progress >= 1 else 'Stopped'} at step {state.step}: {exported}")
                     return exported

@@ -154,8 +154,14 @@ def batch_to(batch: Batch, device: torch.device) -> Batch:
     return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(batch).items()})
 
 
-def export_model(path: Path, state: RunState, recipe: Recipe, recipe_name: str, dataset: EpisodeDataset) -> None:
-    """Writes the averaged weights as a wm_gym checkpoint, with all that is needed to tell where they come from."""
+def export_model(
+    path: Path, state: RunState, recipe: Recipe, recipe_name: str, dataset: EpisodeDataset, init: str | None = None
+) -> None:
+    """Writes the averaged weights as a wm_gym checkpoint, with all that is needed to tell where they come from.
+
+    If the run started from the weights of the checkpoint `init`, that one's history is told under "continues", and its
+    mazes count as trained on.
+    """
     model = state.model
     assert isinstance(model, WorldModel)
     metadata: dict[str, Any] = {
@@ -169,6 +175,11 @@ def export_model(path: Path, state: RunState, recipe: Recipe, recipe_name: str, 
         "recipe": dataclasses.asdict(recipe),
         **provenance("training.train", command_arguments()),
     }
+    if init is not None:
+        earlier = load_checkpoint(init).metadata
+        metadata["continues"] = {key: value for key, value in earlier.items() if key not in ("recipe", "packages")}
+        seeds = [seed for first, last in earlier.get("training_seeds", []) for seed in range(first, last + 1)]
+        metadata["training_seeds"] = seed_ranges([*dataset.seeds, *seeds])
     save_checkpoint(
         path,
         config=model.config.to_dict(),

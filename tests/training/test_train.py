@@ -22,7 +22,7 @@ from training import trainer
 from training.recipes import Recipe, Stage, memory_maze_9x9, tiny
 from training.run_state import checkpoints
 from training.train import main, parse_arguments, train
-from wm_gym.checkpoint import load_checkpoint
+from wm_gym.checkpoint import load_checkpoint, save_checkpoint
 from wm_gym.world_model import WorldModel
 
 TINY = ("--recipe", "tiny", "--device", "cpu", "--recipe.max-minutes", "0")
@@ -243,9 +243,29 @@ def test_a_run_can_start_from_exported_weights_of_the_same_model(store: Path, tm
     path = run(store, tmp_path / "second", *options)
     expected, tensors = load_checkpoint(exported).tensors, safetensors.torch.load_file(path)
     assert all(torch.equal(expected[name], tensors[f"model.{name}"]) for name in expected)
+    continued = load_checkpoint(tmp_path / "second" / "model.safetensors").metadata
+    first = load_checkpoint(exported)
+    assert continued["continues"]["frames_seen"] == first.metadata["frames_seen"]
     other = save_tiny_checkpoint(tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"another model \(.*window=3"):
         run(store, tmp_path / "third", "--init", str(other))
+
+
+def test_mazes_of_the_first_run_still_count_as_trained_on_after_the_second(store: Path, tmp_path: Path) -> None:
+    run(store, tmp_path / "first")
+    first = load_checkpoint(tmp_path / "first" / "model.safetensors")
+    elsewhere = tmp_path / "elsewhere.safetensors"
+    save_checkpoint(
+        elsewhere,
+        config=first.config,
+        tensors=first.tensors,
+        observation_space=first.observation_space,
+        action_space=first.action_space,
+        metadata=first.metadata | {"training_seeds": [[50, 52]]},
+    )
+    run(store, tmp_path / "second", "--init", str(elsewhere), "--stop-after-steps", "1")
+    seeds = load_checkpoint(tmp_path / "second" / "model.safetensors").metadata["training_seeds"]
+    assert seeds == [[0, 11], [50, 52]]
 
 
 def test_two_processes_share_one_run(store: Path, tmp_path: Path) -> None:

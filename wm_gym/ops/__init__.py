@@ -44,7 +44,7 @@ def ssd_scan(
         y1, _ = ssd_scan(x1, dt1, a, b1, c1, skip, state)
         return torch.cat([y0, y1], dim=1), state
     if x.is_cuda and length > _MAX_CHUNK and mamba.is_available():
-        return mamba.ssd_scan(x, dt, a, b, c, skip, initial_state)
+        return mamba.ssd_scan(x, dt, a, b, c, skip, initial_state)  # pyright: ignore[reportCallIssue]
     return ssd.ssd_scan(x, dt, a, b, c, skip, initial_state)
 
 

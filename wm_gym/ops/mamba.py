@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -29,6 +27,7 @@ def _probe() -> bool:
     return True
 
 
+@torch.compiler.disable
 def ssd_scan(
     x: ScanInput,
     dt: ScanStep,
@@ -39,19 +38,21 @@ def ssd_scan(
     initial_state: ScanState | None = None,
     chunk_size: int = 128,
 ) -> tuple[ScanInput, ScanState]:
-    """Same contract as :func:`wm_gym.ops.reference.ssd_scan`, on a GPU; states are kept in float32."""
-    return _chunk_scan(x, dt, a.float(), b[:, :, None], c[:, :, None], skip.float(), initial_state, chunk_size)
+    """Same contract as :func:`wm_gym.ops.reference.ssd_scan`, on a GPU; states are kept in float32.
 
-
-def _scan_with_mamba(
-    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor, initial_state: Tensor | None, chunk_size: int
-) -> tuple[Tensor, Tensor]:
+    ``torch.compile`` leaves the kernels alone: their own autotuning does not trace.
+    """
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
-    return mamba_chunk_scan_combined(
-        x, dt, a, b, c, chunk_size, D=skip, initial_states=initial_state, return_final_states=True
+    y, final_state = mamba_chunk_scan_combined(
+        x,
+        dt,
+        a.float(),
+        b[:, :, None],
+        c[:, :, None],
+        chunk_size,
+        D=skip.float(),
+        initial_states=initial_state,
+        return_final_states=True,
     )
-
-
-# torch.compile leaves the kernels alone: their own autotuning does not trace.
-_chunk_scan = cast(Callable[..., tuple[Tensor, Tensor]], torch.compiler.disable(_scan_with_mamba))
+    return y, final_state
