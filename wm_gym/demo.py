@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import platform
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from wm_gym.compare import psnr
@@ -46,8 +50,8 @@ class Demo:
     """Packaged name, path, or Hugging Face Hub id."""
     device: str = "cpu"
     """Where the model runs."""
-    denoising_steps: int = 1
-    """Network passes per dreamed frame."""
+    denoising_steps: int = 2
+    """Network passes per dreamed frame. One predicts the mean of what may come, and blurs; two draw a sharp sample."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,8 @@ def run_demo(config: Demo) -> dict[str, Any]:
         "steps": len(dream),
         "denoising_steps": config.denoising_steps,
         "device": config.device,
+        "hardware": _hardware(config.device),
+        "versions": {"wm-gym": version("wm-gym"), "torch": torch.__version__, "python": platform.python_version()},
         "fps_dream": round(fps_dream, 2),
         "fps_real": None if real.fps is None else round(real.fps, 2),
         "psnr": np.round(film.psnr, 3).tolist(),
@@ -161,8 +167,16 @@ def print_table(report: dict[str, Any]) -> None:
     print(f"{'all':>16} {np.mean(dreamed):>12.2f} {np.mean(copied):>16.2f}")
     fps_real = "packaged clips" if report["fps_real"] is None else f"{report['fps_real']:.1f} steps/s"
     print(
-        f"\ndream: {report['fps_dream']:.1f} frames/s on {report['device']};  real: {fps_real};  seed {report['seed']}"
+        f"\ndream: {report['fps_dream']:.1f} frames/s on {report['device']} with {report['denoising_steps']} denoising "
+        f"step(s) a frame;  real: {fps_real};  seed {report['seed']}"
     )
+
+
+def _hardware(device: str) -> str:
+    """Such as "NVIDIA H200" or "2 cores of x86_64"."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{os.cpu_count()} cores of {platform.machine()}"
 
 
 def _walk(env: gym.Env[Any, Any], seed: int, num_frames: int) -> RealEpisode:
