@@ -125,9 +125,9 @@ def main(
     env = gym.make("TwoRoomsDream-v0", horizon=50)
     obs, info = env.reset(seed=0)
     print(f"read {info['context_frames']} real frames, the last one is the first observation: {obs.shape} {obs.dtype}")
-    truncated = False
-    while not truncated:
-        _, _, _, truncated, info = env.step(env.action_space.sample())
+    terminated = truncated = False
+    while not (terminated or truncated):
+        _, _, terminated, truncated, info = env.step(env.action_space.sample())
     print(f"dreamed {info['imagined_steps']} frames")
 
     # 5. Compare: the dream and the real environment under the same actions, in rooms that were never trained on.

@@ -109,6 +109,7 @@ def test_a_fault_of_the_environment_stops_the_run_and_shows_where(cluster: Any, 
     assert_holds(open_store(tmp_path / "store"), [0])
 
 
+@pytest.mark.slow
 def test_a_node_that_is_killed_costs_no_reported_episode_and_doubles_none(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

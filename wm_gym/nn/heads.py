@@ -41,6 +41,8 @@ class EventHead(nn.Module):
         self.out = nn.Linear(config.width, len(config.reward_values) + 1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
+        # Ends are rare: a dream goes on until the data have taught it otherwise.
+        nn.init.constant_(self.out.bias[-1:], -4.0)
 
     def forward(self, tokens: Tokens) -> tuple[RewardLogits, TerminationLogits]:
         # The hidden map comes before the mean: an event may sit in a single token.
