@@ -1,3 +1,4 @@
+import contextlib
 import sys
 
 import numpy as np
@@ -41,8 +42,8 @@ def test_a_video_is_playable_and_of_the_right_length(film, tmp_path):
     meta = next(reader)
     assert (meta["codec"], meta["size"], meta["fps"]) == ("h264", (816, 480), 10)
     assert meta["pix_fmt"].startswith("yuv420p")
-    decoded = [np.frombuffer(frame, np.uint8).reshape(480, 816, 3) for frame in reader]
-    reader.close()
+    with contextlib.closing(reader):
+        decoded = [np.frombuffer(frame, np.uint8).reshape(480, 816, 3) for frame in reader]
     assert len(decoded) == 7
     expected = list(video_frames(film))
     assert np.abs(decoded[5].astype(int) - expected[5]).mean() < 20
