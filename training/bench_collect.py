@@ -25,6 +25,7 @@ import tyro
 from training.policies import make_policy
 from training.provenance import command_arguments, provenance
 from training.recording import RecordingOptions, make_env, policy_seed
+from wm_gym.files import write_json
 
 SINGLE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 SECONDS_TO_START = 300.0
@@ -182,11 +183,9 @@ def run(config: BenchConfig) -> dict[str, Any]:
 def main() -> None:
     config = tyro.cli(BenchConfig, prog="python -m training.bench_collect")
     record = {**provenance("training.bench_collect", command_arguments()), **run(config)}
-    text = json.dumps(record, indent=2)
-    print(text)
+    print(json.dumps(record, indent=2))
     if config.out is not None:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(text + "\n")
+        write_json(config.out, record)
 
 
 if __name__ == "__main__":

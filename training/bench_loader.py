@@ -24,6 +24,7 @@ from training.dataset import EpisodeDataset
 from training.loader import BatchLoader
 from training.provenance import command_arguments, provenance
 from training.store import Episode, EpisodeWriter, StoreHeader, create_store
+from wm_gym.files import write_json
 
 FRAME_SIZE = 64
 
@@ -121,11 +122,9 @@ def _synchronize(device: str) -> None:
 def main() -> None:
     config = tyro.cli(BenchConfig, prog="python -m training.bench_loader")
     record = {**provenance("training.bench_loader", command_arguments()), **run(config)}
-    text = json.dumps(record, indent=2)
-    print(text)
+    print(json.dumps(record, indent=2))
     if config.out is not None:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(text + "\n")
+        write_json(config.out, record)
 
 
 if __name__ == "__main__":

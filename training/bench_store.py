@@ -7,7 +7,6 @@ beat with this compression. All files are in the page cache: this measures the p
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import tempfile
@@ -29,7 +28,7 @@ from training.episode_files import COMPRESSOR, FRAMES_PER_CHUNK
 from training.provenance import command_arguments, provenance
 from training.store import EpisodeStore, open_store
 from training.store_tools import summarize
-from wm_gym.files import atomic_path
+from wm_gym.files import write_json
 
 REQUIRED_FRAMES_PER_SECOND = 40_000
 
@@ -93,9 +92,7 @@ def main(config: BenchStore) -> None:
         "windows": results,
         "limit": "zstd: what it takes alone for the chunks that a window touches is under zstd_only.",
     }
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(config.out) as temporary:
-        temporary.write_text(json.dumps(report, indent=2) + "\n")
+    write_json(config.out, report)
     for result in results:
         rates = {name: f"{result[name]['frames_per_second']:,.0f}" for name in ("store", "memmap", "zarr", "zstd_only")}
         print(f"windows of {result['window']}: frames/s " + ", ".join(f"{name} {rate}" for name, rate in rates.items()))

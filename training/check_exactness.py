@@ -22,6 +22,7 @@ import tyro
 from training.policies import make_policy
 from training.provenance import command_arguments, provenance
 from training.recording import RecordingOptions, make_env, policy_seed
+from wm_gym.files import write_json
 
 SIZES = ("9x9", "11x11", "13x13", "15x15")
 POLICIES = ("navigator", "random")
@@ -155,8 +156,7 @@ def main() -> None:
     if config.out is not None:
         record = provenance("training.check_exactness", command_arguments())
         record |= {**summary, "comparisons": [asdict(c) for c in comparisons]}
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(json.dumps(record, indent=2) + "\n")
+        write_json(config.out, record)
     print(summary)
     if different:
         sys.exit(f"{len(different)} episodes differ, the first one: {different[0]}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,7 +26,7 @@ from training.rollouts import Rollouts, check_held_out, read_rollouts, record_ro
 from wm_gym.checkpoint import Checkpoint, load_checkpoint, resolve_device
 from wm_gym.codec import frames_to_model, model_to_frames
 from wm_gym.compare import psnr
-from wm_gym.files import atomic_path
+from wm_gym.files import write_json
 from wm_gym.film import Film, write_strip
 from wm_gym.world_model import WorldModel
 
@@ -276,8 +275,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         arguments = tyro.cli(Arguments, args=argv, prog="python -m training.evaluate", description=__doc__)
         figures = evaluate(arguments, argv)
-        with atomic_path(arguments.out) as temporary:
-            temporary.write_text(json.dumps(figures, indent=1) + "\n")
+        write_json(arguments.out, figures)
     except (FileNotFoundError, ImportError, ValueError) as error:
         sys.exit(f"error: {error}")
     print_table(figures)

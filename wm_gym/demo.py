@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import platform
 import time
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from wm_gym.compare import psnr
 from wm_gym.contexts import load_clips
-from wm_gym.files import atomic_path
+from wm_gym.files import write_json
 from wm_gym.film import Film, video_frames, write_strip, write_video
 from wm_gym.policies import make_policy
 
@@ -151,8 +150,7 @@ def write_files(out: Path, film: Film, report: dict[str, Any]) -> None:
     write_strip(out / "demo.png", film, [steps[index] for index in chosen])
     pictures = tqdm(video_frames(film), total=len(film.real), desc="video", unit="frame")
     write_video(out / "demo.mp4", pictures, VIDEO_FPS)
-    with atomic_path(out / "demo.json") as temporary:
-        temporary.write_text(json.dumps(report, indent=2) + "\n")
+    write_json(out / "demo.json", report)
     print(f"Wrote {', '.join(str(out / f'demo.{suffix}') for suffix in ('mp4', 'png', 'json'))}")
 
 
