@@ -34,6 +34,7 @@ import tyro
 
 from training.bench_collect import SINGLE_THREAD
 from training.provenance import command_arguments, provenance
+from training.recording import make_env
 from wm_gym.files import write_json
 
 FRAME_SIZE = 64
@@ -89,16 +90,16 @@ class Renderers:
 
     def __init__(self, size: str, first_seed: int) -> None:
         self._size, self._seed = size, first_seed
-        self._mazes: list[Any] = []
+        self._envs: list[Any] = []
+        self._mazes: list[Any] = []  # their backends
         self.seconds: dict[str, float] = defaultdict(float)
         self._actions = np.random.default_rng(first_seed)
         self._buffers: dict[tuple[int, int], _PixelBuffer] = {}
 
     def grow(self, count: int) -> None:
-        from wm_gym.envs.memory_maze_direct import DirectMaze
-
         while len(self._mazes) < count:
-            maze = DirectMaze(self._size)
+            self._envs.append(make_env(f"wm_gym/MemoryMaze-{self._size}-v0").unwrapped)
+            maze = self._envs[-1]._backend
             if self._mazes:
                 maze._gl = self._mazes[0]._gl
                 maze._gl.increment_refcount()
