@@ -101,8 +101,7 @@ class Renderers:
             self._envs.append(make_env(f"wm_gym/MemoryMaze-{self._size}-v0").unwrapped)
             maze = self._envs[-1]._backend
             if self._mazes:
-                maze._gl = self._mazes[0]._gl
-                maze._gl.increment_refcount()
+                maze._renderer = self._mazes[0]._renderer
             maze.reset(self._seed + len(self._mazes))
             self._mazes.append(maze)
 
@@ -190,7 +189,7 @@ class Renderers:
         started = time.perf_counter()
         camera, context = maze._camera, maze._physics.contexts.mujoco.ptr
         camera.update()
-        with maze._gl.make_current() as gl:
+        with maze._renderer.gl.make_current() as gl:
             gl.call(mujoco.mjr_setBuffer, mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)
             gl.call(mujoco.mjr_render, camera._rect, camera._scene.ptr, context)
         self.seconds["draw"] += time.perf_counter() - started

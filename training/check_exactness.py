@@ -33,6 +33,9 @@ from wm_gym.files import write_json
 SIZES = ("9x9", "11x11", "13x13", "15x15")
 POLICIES = ("navigator", "random")
 
+# Modules of wm_gym.envs that decide what is compared.
+CODE = ("memory_maze.py", "memory_maze_direct.py", "memory_maze_published.py")
+
 Job = tuple[str, int, str, int]  # size, seed, policy, and the number of steps after which to stop
 
 
@@ -151,7 +154,7 @@ def _job(comparison: Comparison) -> Job:
 def _conditions() -> dict[str, Any]:
     """What decides the bits: the code of the environment, the packages that it calls, and the renderer."""
     folder = Path(wm_gym.__file__).parent / "envs"
-    code = b"".join(path.read_bytes() for path in sorted(folder.glob("memory_maze*.py")))
+    code = b"".join((folder / name).read_bytes() for name in CODE)
     packages = {name: package_versions().get(name) for name in ("memory-maze", "mujoco", "dm-control", "numpy")}
     env = _make(SIZES[0], "direct")  # chooses a renderer, if the environment variable does not
     env.close()

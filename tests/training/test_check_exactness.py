@@ -124,10 +124,10 @@ def test_a_maze_keeps_its_renderer_from_reset_to_reset() -> None:
     first, _ = env.reset(seed=1)
     backend = env._backend
     assert isinstance(backend, DirectMaze)
-    renderer = backend._gl
+    renderer = backend._renderer.gl
     env.reset(seed=2)
-    assert backend._gl is renderer
+    assert backend._renderer.gl is renderer
     again, _ = env.reset(seed=1)
     np.testing.assert_array_equal(first, again)
     env.close()
-    assert backend._gl is None
+    assert backend._renderer.gl is None
