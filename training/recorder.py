@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import gymnasium as gym
 import zarr
 
-from training.frames import RENDER, FrameSource, RecordingOptions
+from training.frames import FrameSource, RecordingOptions
 from training.policies import make_policy
 from training.recording import RunningEpisode, Step, make_env, policy_seed
 from training.store import EpisodeWriter, open_store
@@ -80,15 +80,17 @@ class JointRows:
 
 
 def make_rows(env_id: str, num_rows: int, max_episode_steps: int | None, options: RecordingOptions) -> Rows:
-    """`num_rows` environments, joint ones if the environment has them and its observations are what is recorded.
+    """`num_rows` environments, joint ones if the environment has them, is made without further arguments, and its
+    observations are what is recorded.
 
     Raises as `make_env`.
     """
     env = make_env(env_id, max_episode_steps, options)
-    if num_rows > 1 and options.obs_key != RENDER and env.spec is not None and env.spec.vector_entry_point is not None:
+    has_vector = env.spec is not None and env.spec.vector_entry_point is not None
+    if num_rows > 1 and has_vector and not options.make_arguments():
         limit = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
         arguments: Any = {"num_envs": num_rows, "vectorization_mode": "vector_entry_point", **limit}
-        vector = gym.make_vec(env.spec.id, **arguments, **options.make_arguments())
+        vector = gym.make_vec(env_id, **arguments)
         if hasattr(vector, "step_rows"):
             return JointRows(vector, env)
         vector.close()
