@@ -155,9 +155,7 @@ class StepGraph:
     def _advance(self) -> StepOutput:
         """The step itself: reads and writes nothing but buffers."""
         memory, c = self.memory, self.config
-        noise = ops.frame_noise(
-            self.noise_keys, self.noise_counters, (c.frame_channels, c.frame_height, c.frame_width)
-        )
+        noise = ops.frame_noise(self.noise_keys, self.noise_counters, (c.frame_channels, c.frame_height, c.frame_width))
         poses = () if memory.pose is None or self._pose is None else (memory.pose, self._pose)
         has_action = torch.stack([memory.has_action, self._has_action], dim=1)
         condition = self._network.embed_actions((memory.action, self._action), has_action, poses)
@@ -182,9 +180,7 @@ class StepGraph:
             memory.pose.copy_(self._pose)
         reward = self._reward_values[output.reward_logits.argmax(-1)]
         termination = output.termination_logits.sigmoid()
-        return StepOutput(
-            frame, reward, termination, output.frame, output.reward_logits, output.termination_logits
-        )
+        return StepOutput(frame, reward, termination, output.frame, output.reward_logits, output.termination_logits)
 
     def _capture(self) -> None:
         """Record a step. It runs on empty memories, which are cleared again: nothing has been loaded yet."""

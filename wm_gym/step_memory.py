@@ -35,8 +35,8 @@ class StepMemory:
 
     Attributes:
         layers: views of the buffers, one per layer.
-        frame, action, has_action, pose: the pending frame, as in :class:`wm_gym.nn.state.PendingFrame`; ``pose`` is None
-            unless the model is conditioned on poses.
+        frame, action, has_action, pose: the pending frame, as in :class:`wm_gym.nn.state.PendingFrame`; ``pose`` is
+            None unless the model is conditioned on poses.
         num_committed: frames in memory, ``[B]``.
 
     Args:
