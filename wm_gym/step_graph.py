@@ -57,6 +57,7 @@ class StepGraph:
         num_denoising_steps: passes per frame.
         state_dtype: in which SSM states are kept, torch.float32 or torch.bfloat16; arithmetic is in float32.
         dtype: of weights and activations; None: bfloat16 on a GPU, float32 elsewhere.
+        capture: False runs operation by operation on a GPU too, to debug or to profile.
 
     Raises:
         ValueError: a number below 1, or a state_dtype that is neither of the two.
@@ -69,6 +70,7 @@ class StepGraph:
         num_denoising_steps: int = 1,
         state_dtype: torch.dtype = torch.float32,
         dtype: torch.dtype | None = None,
+        capture: bool = True,
     ) -> None:
         schedule = linear_schedule(num_denoising_steps)
         if dtype is None:
@@ -88,7 +90,7 @@ class StepGraph:
             self.noise_keys = torch.zeros(batch_size, dtype=torch.int64, device=device)
             self.noise_counters = torch.zeros(batch_size, dtype=torch.int64, device=device)
             self._graph: torch.cuda.CUDAGraph | None = None
-            if device.type == "cuda" and ops.uses_triton(device):
+            if capture and device.type == "cuda" and ops.uses_triton(device):
                 self._capture()
 
     @property
@@ -122,8 +124,10 @@ class StepGraph:
         if keys.shape != rows.shape or keys.dtype != torch.int64:
             raise ValueError(f"keys are {keys.dtype} {tuple(keys.shape)}; expected torch.int64 {tuple(rows.shape)}.")
         keys = keys.to(self.device)
+        if isinstance(counters, int):
+            counters = torch.full_like(keys, counters)
         self.noise_keys[rows] = keys
-        self.noise_counters[rows] = counters.to(self.device) if isinstance(counters, Tensor) else counters
+        self.noise_counters[rows] = counters.to(self.device)
 
     def step(self, action: Action, pose: Pose | None = None) -> StepOutput:
         """Imagine one frame in every dream and take it into its memory.

@@ -135,7 +135,7 @@ class _LinearWeights:
     def gelu(self, x: Tensor) -> Tensor:
         """The map and then the tanh form of GELU; on a GPU in the epilogue of the matrix product."""
         if x.is_cuda and self.bias is not None:
-            y = torch._addmm_activation(self.bias, x.flatten(0, -2), self.weight.t(), use_gelu=True)
+            y = torch.ops.aten._addmm_activation(self.bias, x.flatten(0, -2), self.weight.t(), use_gelu=True)
             return y.view(*x.shape[:-1], -1)
         return F.gelu(self(x), approximate="tanh")
 
