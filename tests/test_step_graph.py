@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def some_actions(model: WorldModel, batch: int, t: int) -> torch.Tensor:
     return torch.rand(batch, c.action_size, generator=g) * 2 - 1
 
 
-def loaded(model: WorldModel, state: ModelState, keys: torch.Tensor = KEYS, **arguments) -> StepGraph:
+def loaded(model: WorldModel, state: ModelState, keys: torch.Tensor = KEYS, **arguments: Any) -> StepGraph:
     graph = StepGraph(model, state.batch_size, **arguments)
     graph.load(state)
     graph.set_noise(keys.to(model.device))
