@@ -12,6 +12,8 @@ from wm_gym.nn.block_scan import CONV_TAPS
 from wm_gym.nn.config import WorldModelConfig
 from wm_gym.nn.state import LayerState, ModelState, PendingFrame
 
+_ROWS_PER_COPY = 64  # bounds the memory that copying takes; a row may have tens of megabytes
+
 
 @dataclass(frozen=True)
 class LayerMemory:
@@ -181,8 +183,9 @@ class StepMemory:
 
         The two memories must be of one model and have the same dtypes.
         """
-        for part, other in zip(self._parts, source._parts, strict=True):
-            part.index_copy_(1, rows, other.index_select(1, source_rows))
+        for some, others in zip(rows.split(_ROWS_PER_COPY), source_rows.split(_ROWS_PER_COPY), strict=True):
+            for part, other in zip(self._parts, source._parts, strict=True):
+                part.index_copy_(1, some, other.index_select(1, others))
 
     def resized(self, batch_size: int) -> StepMemory:
         """A copy with more rows; those beyond the old ones are zero."""

@@ -228,7 +228,7 @@ class _ConditionTable:
     def __call__(self, actions: tuple[Action, ...], has_action: FrameMask, poses: tuple[Pose, ...]) -> Tensor:
         given = torch.stack(actions, dim=1)
         if self._table is not None:
-            condition = F.embedding(torch.where(has_action, given, len(self._table) - 1), self._table)
+            condition = F.embedding(given.masked_fill(~has_action, len(self._table) - 1), self._table)
         else:
             assert self._action is not None
             condition = torch.where(has_action[..., None], self._action(given), self._no_action)
