@@ -235,6 +235,8 @@ def test_what_does_not_fit_is_one_clear_error():
         graph.load(state, torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="of another model"):
         graph.load(read(tiny_model(state_dim=32)))
+    with pytest.raises(ValueError, match="of another model"):
+        graph.load(read(tiny_model(window=5)))
     with pytest.raises(ValueError, match="4 layers; expected 2"):
         graph.load(read(tiny_model(block_sizes=(2, 1, 2, 1))))
     with pytest.raises(ValueError, match="exactly if the model is conditioned on poses"):
