@@ -1,17 +1,18 @@
 """The layers' training pass on fused kernels: the same mathematics as :class:`wm_gym.nn.layers.Layer` without a state.
 
-What is left beside the kernels are matrix products and one GELU, so nothing here needs to be compiled.
+What is left beside the kernels are matrix products, so nothing here needs to be compiled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from wm_gym.array_typing import Condition, Tokens
 from wm_gym.nn.block_scan import BlockScan
-from wm_gym.nn.layers import Layer, modulate
+from wm_gym.nn.layers import FeedForward, Layer
 from wm_gym.nn.local_attention import LocalAttention, Rotary
 from wm_gym.ops import fused
 
@@ -30,13 +31,13 @@ def run_layers(layers: Iterable[Layer], tokens: Tokens, condition: Condition, ro
         modulation = layer.modulation(condition).flatten(0, 1)
         shift1, scale1, gate1, shift2, scale2, gate2, shift3, scale3, gate3 = modulation.chunk(9, dim=-1)
         if branch is None or gate is None:
-            normed = modulate(tokens, _per_frame(shift1, tokens), _per_frame(scale1, tokens))
+            normed = fused.modulated_norm(tokens, shift1, scale1)
         else:
             tokens, normed = fused.residual_norm(tokens, branch, gate, shift1, scale1)
         tokens, normed = fused.residual_norm(tokens, _scan(layer.block_scan, normed), gate1, shift2, scale2)
         attended = _attend(layer.local_attention, normed, rotary)
         tokens, normed = fused.residual_norm(tokens, attended, gate2, shift3, scale3)
-        branch, gate = layer.feed_forward(normed), gate3
+        branch, gate = _feed_forward(layer.feed_forward, normed), gate3
     assert branch is not None and gate is not None
     return tokens + (1 + _per_frame(gate, tokens)) * branch
 
@@ -64,3 +65,9 @@ def _attend(attention: LocalAttention, tokens: Tokens, rotary: Rotary) -> Tokens
     qkv = attention.qkv(tokens).reshape(batch, frames, rows * columns, 3, attention.num_heads, attention.head_dim)
     y = fused.frame_attention(qkv, attention.query_norm, attention.key_norm, rotary.cos, rotary.sin, attention.window)
     return attention.out_proj(y.reshape(tokens.shape))
+
+
+def _feed_forward(feed_forward: FeedForward, tokens: Tokens) -> Tokens:
+    hidden, _, out = feed_forward
+    assert isinstance(hidden, nn.Linear)
+    return out(fused.bias_gelu(F.linear(tokens, hidden.weight), hidden.bias))
