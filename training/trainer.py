@@ -104,7 +104,7 @@ def train_step(
     state.optimizer.zero_grad(set_to_none=True)
     with torch.autocast(processes.device.type, torch.bfloat16, enabled=processes.device.type == "cuda"):
         loss, metrics = world_model_loss(
-            model, batch, recipe.loss, state.noise_generator, weights, self_context=stage.self_context
+            model, batch, recipe.loss, state.noise_generator, weights, stage.self_context, processes.mean
         )
     loss.backward()
     processes.average_gradients(parameters)

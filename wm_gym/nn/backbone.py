@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from wm_gym.array_typing import (
     Actions,
@@ -86,6 +87,8 @@ class Backbone(nn.Module):
         self.event_head = EventHead(config)
         # Whether a pass without memory runs on the fused kernels where it can; the results differ by rounding only.
         self.use_fused_kernels = True
+        # Whether a pass with gradients keeps only each layer's input and computes the rest again when it is needed.
+        self.checkpoint_layers = False
 
     def initial_layers(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> tuple[LayerState, ...]:
         """Empty memories; ``dtype`` is that of activations, SSM states are float32."""
@@ -134,7 +137,7 @@ class Backbone(nn.Module):
         if layers is None and fused:
             from wm_gym.nn.fused import run_layers
 
-            tokens = run_layers(self.layers, tokens, condition, rotary)  # pyright: ignore[reportArgumentType]
+            tokens = run_layers(self.layers, tokens, condition, rotary, self.checkpoint_layers)  # pyright: ignore[reportArgumentType]
             return self._read(tokens, condition), ()
         block_mask = None
         if layers is None and frames.is_cuda:
@@ -142,7 +145,11 @@ class Backbone(nn.Module):
         new_layers = []
         for i, layer in enumerate(self.layers):
             before = None if layers is None else layers[i]
-            tokens, after = layer(tokens, condition, rotary, before, num_cached, num_committed, block_mask)
+            arguments = (tokens, condition, rotary, before, num_cached, num_committed, block_mask)
+            if self.checkpoint_layers and torch.is_grad_enabled():
+                tokens, after = checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False)
+            else:
+                tokens, after = layer(*arguments)
             if after is not None:
                 new_layers.append(after)
         return self._read(tokens, condition), tuple(new_layers)
