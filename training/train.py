@@ -185,6 +185,7 @@ def new_state(arguments: Arguments, dataset: EpisodeDataset, processes: Processe
     if arguments.init is not None:
         load_initial_weights(model, arguments.init)
     model.to(processes.device).train()
+    model.backbone.checkpoint_layers = recipe.checkpoint_layers
     processes.broadcast_parameters(model.parameters())
     if processes.device.type == "cuda":
         prepare_gpu(model, arguments.compile)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from wm_gym.array_typing import (
     Actions,
@@ -18,6 +20,7 @@ from wm_gym.array_typing import (
     RewardLogits,
     RowCount,
     TerminationLogits,
+    Tokens,
 )
 from wm_gym.nn.block_scan import CONV_TAPS
 from wm_gym.nn.config import WorldModelConfig
@@ -82,6 +85,10 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList(Layer(config, size) for size in config.block_sizes)
         self.frame_head = FrameHead(config)
         self.event_head = EventHead(config)
+        # Whether a pass without memory runs on the fused kernels where it can; the results differ by rounding only.
+        self.use_fused_kernels = True
+        # Whether a pass with gradients keeps only each layer's input and computes the rest again when it is needed.
+        self.checkpoint_layers = False
 
     def initial_layers(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> tuple[LayerState, ...]:
         """Empty memories; ``dtype`` is that of activations, SSM states are float32."""
@@ -126,14 +133,36 @@ class Backbone(nn.Module):
         length = frames.shape[1] + (0 if layers is None else c.window)
         head_dim = c.width // c.num_attention_heads
         rotary = Rotary.create(length, c.token_rows, c.token_columns, head_dim, frames.device)
+        fused = self.use_fused_kernels and tokens.dtype == torch.bfloat16 and fused_kernels_fit(c, tokens.device)
+        if layers is None and fused:
+            from wm_gym.nn.fused import run_layers
+
+            tokens = run_layers(self.layers, tokens, condition, rotary, self.checkpoint_layers)  # pyright: ignore[reportArgumentType]
+            return self._read(tokens, condition), ()
         block_mask = None
         if layers is None and frames.is_cuda:
             block_mask = frame_block_mask(frames.shape[1], c.num_tokens, c.window, frames.device)
         new_layers = []
         for i, layer in enumerate(self.layers):
             before = None if layers is None else layers[i]
-            tokens, after = layer(tokens, condition, rotary, before, num_cached, num_committed, block_mask)
+            arguments = (tokens, condition, rotary, before, num_cached, num_committed, block_mask)
+            if self.checkpoint_layers and torch.is_grad_enabled():
+                tokens, after = checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False)
+            else:
+                tokens, after = layer(*arguments)
             if after is not None:
                 new_layers.append(after)
+        return self._read(tokens, condition), tuple(new_layers)
+
+    def _read(self, tokens: Tokens, condition: Condition) -> Output:
         reward_logits, termination_logits = self.event_head(tokens)
-        return Output(self.frame_head(tokens, condition), reward_logits, termination_logits), tuple(new_layers)
+        return Output(self.frame_head(tokens, condition), reward_logits, termination_logits)
+
+
+def fused_kernels_fit(config: WorldModelConfig, device: torch.device) -> bool:
+    """Whether the fused kernels of a pass without memory run on this device and take these sizes."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    head_dims = (config.head_dim, config.state_dim, config.width // config.num_attention_heads)
+    # Tiles of the matrix units: powers of two, neither too small nor too large for a program's registers.
+    return all(size in (16, 32, 64) for size in head_dims) and config.num_tokens % 16 == 0
