@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from wm_gym.compare import psnr
+from wm_gym.comparison.metrics import psnr
 
 
 def test_psnr_is_the_textbooks_formula_for_each_frame():
