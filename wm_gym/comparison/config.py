@@ -24,7 +24,7 @@ class CompareConfig:
     env_kwargs: str = "{}"
     """Its arguments, as a JSON object: '{"checkpoint": "runs/maze/model.safetensors", "num_denoising_steps": 2}'."""
     real: str = REAL_ID
-    """The real environment that it is held against. Its policy walks through the context, which the dream then reads."""
+    """The real environment that it is held against. A policy leads it through the context, which the dream reads."""
     real_kwargs: str = "{}"
     """Arguments of the real environment, as a JSON object."""
     against: str | None = None
@@ -33,8 +33,9 @@ class CompareConfig:
     against_kwargs: str = "{}"
     """Arguments of that environment, as a JSON object."""
     policy: str = "navigator"
-    """navigator, random, backtrack (walks through the context, then goes back the way it came), PACKAGE.MODULE:FUNCTION,
-    called as function(env, seed), or the path of a Stable-Baselines3 model. It sees the real environment."""
+    """navigator, random, backtrack (walks through the context, then goes back the way it came), or
+    PACKAGE.MODULE:FUNCTION, called as function(env, seed), or the path of a Stable-Baselines3 model. It sees the real
+    environment."""
     context: int = 100
     """Real frames that are read in first."""
     steps: int = 400

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
+import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
 from tqdm import tqdm
 
-from wm_gym.comparison.config import CompareConfig
 from wm_gym.comparison.figures import (
     Criteria,
     EpisodeFigures,
@@ -26,41 +25,18 @@ from wm_gym.comparison.figures import (
     summary,
 )
 from wm_gym.comparison.identity import CheckpointIdentity
-from wm_gym.comparison.pictures import Captions, comparison_frames, film_length, film_of
+from wm_gym.comparison.pictures import Captions, comparison_frame, comparison_frames, film_length, film_of
 from wm_gym.comparison.plots import load_matplotlib, quality_figure, reward_figure, to_svg, write_summary_picture
 from wm_gym.comparison.report import Report, render
+from wm_gym.comparison.words import Subject, cards, chips, command, definitions, notes, portable
 from wm_gym.files import atomic_path, write_json
 from wm_gym.film import pillow, strip_steps, write_strip, write_video
 from wm_gym.machine import commit, hardware, versions
 
 VIDEO_FPS = 15
+POSTER_STEP = 20
 PLOT_SIZE = (11.4, 3.5)  # inches of 100 pixels
 PACKAGES = ("wm-gym", "torch", "numpy", "gymnasium", "torchmetrics", "pandas", "memory-maze", "mujoco")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What was compared, for the words of the results."""
-
-    config: CompareConfig
-    env_kwargs: dict[str, Any]
-    reference_id: str
-    reference_kwargs: dict[str, Any]
-    policy: str
-    is_recorded: bool
-    env_checkpoint: CheckpointIdentity | None
-    reference_checkpoint: CheckpointIdentity | None
-    device: str
-
-    @property
-    def names(self) -> tuple[str, str]:
-        """Short names of the reference and of the environment under test."""
-        against = self.config.against is not None and not self.is_recorded
-        reference = _short(self.reference_id, self.reference_checkpoint) if against else "real"
-        if not against and self.env_checkpoint is not None:
-            return reference, "dream"
-        env = _short(self.config.env, self.env_checkpoint)
-        return (f"{reference} (A)", f"{env} (B)") if env == reference else (reference, env)
 
 
 def check_extras(video: bool) -> None:
@@ -89,20 +65,12 @@ def write_results(
         tables[2].to_csv(temporary, index=False)
     record = _record(subject, criteria, episodes, tables)
     shown = ranked(episodes, max(subject.config.films, 1))
-    strips = []
-    for rank, episode in shown:
-        path = out / "strips" / f"{episode.record.seed:010d}.png"
-        write_strip(path, film_of(episode, subject.names), strip_steps(episode.record.num_steps))
-        strips.append((f"{rank}: seed {episode.record.seed}, {episode.psnr.mean():.1f} dB on average", path))
+    strips = _write_strips(subject, shown)
     median = min(range(len(shown)), key=lambda index: shown[index][0] != "median")
     with atomic_path(out / "compare.png") as temporary:
-        figure = quality_figure(episodes, criteria.part_psnr, PLOT_SIZE)
+        figure = quality_figure(episodes, criteria.part_psnr, subject.names[1], PLOT_SIZE)
         write_summary_picture(temporary, strips[median][1], figure)
-    video = None
-    if subject.config.films:
-        video = out / "compare.mp4"
-        total = sum(film_length(episode) for _, episode in shown)
-        write_video(video, tqdm(_film(subject, shown), total=total, desc="film", unit="frame"), VIDEO_FPS)
+    video = None if subject.config.films == 0 else _write_film(subject, shown)
     write_json(out / "compare.json", record)
     page = render(_report(subject, criteria, episodes, tables, record, video, strips))
     with atomic_path(out / "report.html") as temporary:
@@ -110,11 +78,39 @@ def write_results(
     return record["summary"], *tables
 
 
-def _film(subject: Subject, shown: Sequence[tuple[str, EpisodeFigures]]) -> Iterator[Any]:
-    action_names = _action_names(subject.config.env) or _action_names(subject.reference_id)
+def _write_strips(subject: Subject, shown: Sequence[tuple[str, EpisodeFigures]]) -> list[tuple[str, Path]]:
+    """Film strips of the chosen episodes, with their captions."""
+    strips = []
     for rank, episode in shown:
-        captions = Captions(subject.names, f"seed {episode.record.seed}, {rank}", action_names)
-        yield from comparison_frames(episode, captions, subject.config.part_psnr)
+        path = subject.config.out / "strips" / f"{episode.record.seed:010d}.png"
+        write_strip(path, film_of(episode, subject.names), strip_steps(episode.record.num_steps))
+        strips.append(
+            (f"{rank.capitalize()}: seed {episode.record.seed}, {episode.psnr.mean():.1f} dB on average", path)
+        )
+    return strips
+
+
+def _write_film(subject: Subject, shown: Sequence[tuple[str, EpisodeFigures]]) -> tuple[Path, bytes]:
+    """Writes the film; returns its path and the picture, as PNG, that stands for it."""
+    path = subject.config.out / "compare.mp4"
+    total = sum(film_length(episode) for _, episode in shown)
+    write_video(path, tqdm(_film_frames(subject, shown), total=total, desc="film", unit="frame"), VIDEO_FPS)
+    rank, episode = shown[0]
+    step = min(POSTER_STEP, episode.record.num_steps)
+    picture = comparison_frame(episode, _captions(subject, rank, episode), subject.config.part_psnr, step)
+    buffer = io.BytesIO()
+    pillow()[0].fromarray(picture).save(buffer, "PNG")
+    return path, buffer.getvalue()
+
+
+def _film_frames(subject: Subject, shown: Sequence[tuple[str, EpisodeFigures]]) -> Iterator[Any]:
+    for rank, episode in shown:
+        yield from comparison_frames(episode, _captions(subject, rank, episode), subject.config.part_psnr)
+
+
+def _captions(subject: Subject, rank: str, episode: EpisodeFigures) -> Captions:
+    action_names = _action_names(subject.config.env) or _action_names(subject.reference_id)
+    return Captions(subject.names, f"seed {episode.record.seed}, {rank}", action_names)
 
 
 def _record(
@@ -131,48 +127,27 @@ def _record(
         row["parted"] = episode.parted
     return {
         "env": subject.config.env,
-        "env_kwargs": subject.env_kwargs,
+        "env_kwargs": portable(subject.env_kwargs),
         "env_checkpoint": _checkpoint_record(subject.env_checkpoint),
         "reference": subject.reference_id,
-        "reference_kwargs": subject.reference_kwargs,
+        "reference_kwargs": portable(subject.reference_kwargs),
         "reference_checkpoint": _checkpoint_record(subject.reference_checkpoint),
         "policy": subject.policy,
         "context": subject.config.context,
         "steps": subject.config.steps,
         "seeds": [episode.record.seed for episode in episodes],
         "criteria": {name.name: getattr(criteria, name.name) for name in fields(criteria)},
-        "notes": _notes(subject, episodes),
+        "notes": notes(subject, episodes),
         "summary": summary(episodes),
         "by_horizon": by_horizon.astype(object).where(by_horizon.notna(), None).to_dict("records"),
         "by_episode": rows,
         "by_step": curves(episodes),
-        "command": _command(subject),
+        "command": command(subject),
         "commit": commit(),
         "hardware": hardware(subject.device),
         "versions": versions(PACKAGES),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _notes(subject: Subject, episodes: Sequence[EpisodeFigures]) -> list[str]:
-    """What a reader must know to judge the figures."""
-    notes = []
-    seeds = [episode.record.seed for episode in episodes]
-    sides = (subject.env_checkpoint, subject.config.env), (subject.reference_checkpoint, subject.reference_id)
-    for checkpoint, env_id in sides:
-        if checkpoint is not None and (trained := checkpoint.trained_on(seeds)):
-            shown = ", ".join(map(str, trained[:8])) + (" …" if len(trained) > 8 else "")
-            notes.append(
-                f"The checkpoint {Path(checkpoint.name).name} of {env_id} was trained on {len(trained)} of these "
-                f"{len(seeds)} seeds ({shown}). Take seeds from 7,000,000 on to see what it does where it has not been."
-            )
-    short = [episode.record for episode in episodes if episode.record.num_steps < subject.config.steps]
-    if short:
-        ends = ", ".join(f"{record.seed} after {record.num_steps} steps" for record in short[:8])
-        notes.append(f"{len(short)} of {len(episodes)} episodes ended before step {subject.config.steps}: {ends}.")
-    if not any(episode.record.reference_rewards.any() for episode in episodes):
-        notes.append("No reward was given in these episodes, so the agreement of rewards says little.")
-    return notes
 
 
 def _report(
@@ -181,14 +156,15 @@ def _report(
     episodes: Sequence[EpisodeFigures],
     tables: tuple[Any, Any, Any],
     record: dict[str, Any],
-    video: Path | None,
+    video: tuple[Path, bytes] | None,
     strips: Sequence[tuple[str, Path]],
 ) -> Report:
     reference, env = subject.names
     config = subject.config
+    speeds = record["summary"]["steps_per_second"], record["summary"]["steps_per_second_reference"]
     plots = [
         (
-            to_svg(quality_figure(episodes, criteria.part_psnr, PLOT_SIZE)),
+            to_svg(quality_figure(episodes, criteria.part_psnr, env, PLOT_SIZE)),
             "Line: mean over the seeds. Dark band: one standard deviation of the seeds; light band: their range. "
             f"Dotted: the {criteria.part_psnr:g} dB below which the two count as parted.",
         )
@@ -202,9 +178,9 @@ def _report(
             f"{config.env} and {subject.reference_id} took the same actions for {config.steps} steps, after the same "
             f"{config.context} frames of context."
         ),
-        settings=_chips(subject, record),
+        settings=chips(subject, record["seeds"]),
         notes=record["notes"],
-        cards=_cards(subject, record["summary"]),
+        cards=cards(subject, record["summary"]),
         video=video,
         video_caption=(
             "One episode after the other, from the best to the worst. Below: PSNR by step, with the rewards of both "
@@ -213,103 +189,20 @@ def _report(
         plots=plots,
         strips=strips,
         tables=[("By horizon", tables[1]), ("By episode", tables[0])],
-        definitions=_definitions(criteria, reference, env),
+        definitions=definitions(criteria, reference, env),
         provenance={
             "command": record["command"],
             "commit": record["commit"] or "not from a repository",
             "hardware": record["hardware"],
+            "speed": f"{speeds[0]:.1f} steps/s {env}, {speeds[1]:.1f} steps/s {reference}",
             "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
             "date": record["date"],
         },
     )
 
 
-def _chips(subject: Subject, record: dict[str, Any]) -> dict[str, str]:
-    seeds = record["seeds"]
-    chips = {
-        "seeds": f"{len(seeds)} ({seeds[0]} … {seeds[-1]})" if len(seeds) > 1 else str(seeds[0]),
-        "policy": subject.policy,
-        "context": f"{subject.config.context} frames",
-        "steps": str(subject.config.steps),
-    }
-    for name, checkpoint in zip(subject.names, (subject.reference_checkpoint, subject.env_checkpoint), strict=True):
-        if checkpoint is not None:
-            chips[f"checkpoint of {name}"] = Path(checkpoint.name).name
-    for name, kwargs in zip(subject.names, (subject.reference_kwargs, subject.env_kwargs), strict=True):
-        chips.update({f"{name}: {key}": str(value) for key, value in kwargs.items() if key != "checkpoint"})
-    return chips
-
-
-def _cards(subject: Subject, figures: dict[str, Any]) -> list[tuple[str, str, str]]:
-    reference, env = subject.names
-    num_rewards = figures["reward_hits"] + figures["reward_misses"]
-    cards = [
-        (
-            "PSNR",
-            f"{figures['psnr']:.1f} dB",
-            f"± {figures['psnr_std']:.1f} over seeds; still picture {figures['psnr_copy_last']:.1f}",
-        ),
-        ("first step", f"{figures['psnr_first_step']:.1f} dB", "PSNR right after the context"),
-    ]
-    if figures["ssim"] is not None:
-        cards.append(("SSIM", f"{figures['ssim']:.3f}", f"± {figures['ssim_std']:.3f} over seeds"))
-    parting = figures["median_parting_step"]
-    cards += [
-        (
-            "they part at step",
-            "never" if parting is None else str(parting),
-            f"median; {figures['num_parted']} of {figures['num_seeds']} episodes part",
-        ),
-        (
-            "rewards hit",
-            f"{figures['reward_hits']} / {num_rewards}",
-            f"{figures['reward_misses']} missed, {figures['reward_false_alarms']} false alarms",
-        ),
-        ("return", f"{figures['return']:.2f}", f"{env}; {figures['return_reference']:.2f} {reference}"),
-        (
-            "speed",
-            f"{figures['steps_per_second']:.0f} steps/s",
-            f"{env} on {subject.device}; {figures['steps_per_second_reference']:.0f} {reference}",
-        ),
-    ]
-    return cards
-
-
-def _definitions(criteria: Criteria, reference: str, env: str) -> dict[str, str]:
-    return {
-        "PSNR": "10 log10(255² / mean squared error) of one frame of both, in dB; equal frames have 58.9. Averages are over "
-        "steps, then over seeds.",
-        "SSIM": "structural similarity (Wang et al. 2004; Gaussian window of 11 pixels), 1 for equal frames.",
-        "still picture": "the PSNR of repeating the last frame of the context.",
-        "parted": f"the first of {criteria.part_steps} steps in a row with a PSNR below {criteria.part_psnr:g} dB. An episode that "
-        "never parts counts as the latest in the median.",
-        "hit": f"a reward of {env} and one of {reference}, of the same value and at most {criteria.tolerance} steps apart; each "
-        "reward is in one hit at most.",
-        "miss, false alarm": f"a reward of {reference} without one of {env}; and the other way round.",
-        "return": "the sum of the rewards after the context, a mean over the episodes.",
-    }
-
-
-def _command(subject: Subject) -> str:
-    """The command line that gives these results."""
-    config = subject.config
-    words = ["wm-gym", "compare"]
-    if subject.is_recorded:
-        words = ["python", "-m", "training.compare", "--data", subject.reference_id]
-    for entry in fields(config):
-        value = getattr(config, entry.name)
-        if value != entry.default:
-            text = value.name if isinstance(value, Path) and value.is_absolute() else str(value)
-            words += [f"--{entry.name.replace('_', '-')}", text]
-    return shlex.join(words)
-
-
 def _checkpoint_record(checkpoint: CheckpointIdentity | None) -> dict[str, Any] | None:
     return None if checkpoint is None else {"name": Path(checkpoint.name).name, "digest": checkpoint.digest}
-
-
-def _short(env_id: str, checkpoint: CheckpointIdentity | None) -> str:
-    return env_id.rpartition("/")[2] if checkpoint is None else Path(checkpoint.name).stem
 
 
 def _action_names(env_id: str) -> Sequence[str] | None:

@@ -56,6 +56,11 @@ def comparison_frames(episode: EpisodeFigures, captions: Captions, part_psnr: fl
         yield canvas.draw(index)
 
 
+def comparison_frame(episode: EpisodeFigures, captions: Captions, part_psnr: float, step: int) -> np.ndarray:
+    """The film's frame at one step, counted from 1."""
+    return _Canvas(episode, captions, part_psnr).draw(episode.record.num_context_frames + step - 1)
+
+
 def film_length(episode: EpisodeFigures) -> int:
     """How many frames `comparison_frames` yields."""
     record = episode.record
@@ -120,11 +125,11 @@ class _Canvas:
             draw.text((self._lefts[0], lines[0]), f"frame {index + 1} of the context", MUTED, font(17), anchor="lm")
             draw.text((self._lefts[1], lines[0]), "reads along", MUTED, font(17), anchor="lm")
             return
-        texts = [f"step {step + 1} / {record.num_steps}   {self._action(record.actions[index - 1])}", ""]
-        draw.text((self._lefts[0], lines[0]), texts[0], TEXT, font(17), anchor="lm")
-        for left, rewards, line in ((0, record.reference_rewards, 1), (1, record.rewards, 0)):
+        for left, rewards in zip(self._lefts, (record.reference_rewards, record.rewards), strict=False):
             text = f"reward {rewards[step]:g}   return {rewards[: step + 1].sum():g}"
-            draw.text((self._lefts[left], lines[line]), text, MUTED if line else TEXT, font(17), anchor="lm")
+            draw.text((left, lines[0]), text, TEXT, font(17), anchor="lm")
+        text = f"step {step + 1} / {record.num_steps}   {self._action(record.actions[index - 1])}"
+        draw.text((self._lefts[0], lines[1]), text, MUTED, font(17), anchor="lm")
         quality = f"{self._episode.psnr[step]:.1f} dB"
         if not np.isnan(self._episode.ssim[step]):
             quality += f"   SSIM {self._episode.ssim[step]:.2f}"

@@ -19,12 +19,15 @@ DPI = 100
 MAX_RASTER_ROWS = 40
 
 
-def quality_figure(episodes: Sequence[EpisodeFigures], part_psnr: float, size: tuple[float, float]) -> Any:
+def quality_figure(
+    episodes: Sequence[EpisodeFigures], part_psnr: float, name_under_test: str, size: tuple[float, float]
+) -> Any:
     """A matplotlib figure: PSNR and, where it is defined, SSIM by step; mean, spread and range over the seeds.
 
     Args:
         episodes: one or more.
         part_psnr: dB, drawn as a line.
+        name_under_test: of the curve.
         size: width and height in inches of 100 pixels.
     """
     data = curves(episodes)
@@ -32,13 +35,12 @@ def quality_figure(episodes: Sequence[EpisodeFigures], part_psnr: float, size: t
     figure = _new_figure(size)
     for position, name in enumerate(names, start=1):
         axes = figure.add_subplot(1, len(names), position)
-        _draw_curve(axes, data, name, len(episodes))
+        _draw_curve(axes, data[name], name_under_test, len(episodes))
         if name == "psnr":
             copied = np.array(data["psnr_copy_last"]["mean"])
-            axes.plot(np.arange(1, len(copied) + 1), copied, color=_hex(MUTED), lw=1.4, ls="--")
+            axes.plot(np.arange(1, len(copied) + 1), copied, color=_hex(MUTED), lw=1.4, ls="--", label="still picture")
             axes.axhline(part_psnr, color=_hex(MUTED), lw=0.8, ls=":")
-            axes.annotate("repeating the last context frame", (1, copied[0]), (2, -12), textcoords="offset points",
-                          color=_hex(MUTED), fontsize=9)  # fmt: skip
+            axes.legend(frameon=False, labelcolor=_hex(MUTED), fontsize=10, loc="upper right")
         axes.set_title("PSNR, dB" if name == "psnr" else "SSIM", loc="left", color=_hex(TEXT), fontsize=12)
     figure.tight_layout()
     return figure
@@ -106,15 +108,15 @@ def load_matplotlib() -> Any:
     return Figure
 
 
-def _draw_curve(axes: Any, data: dict[str, Any], name: str, num_seeds: int) -> None:
+def _draw_curve(axes: Any, statistics: dict[str, Any], label: str, num_seeds: int) -> None:
     _style(axes)
-    values = {key: np.array(value) for key, value in data[name].items()}
+    values = {key: np.array(value) for key, value in statistics.items()}
     steps = np.arange(1, len(values["mean"]) + 1)
     if num_seeds > 1:
         low, high = values["mean"] - values["std"], values["mean"] + values["std"]
         axes.fill_between(steps, values["min"], values["max"], color=_hex(ACCENT), alpha=0.12, lw=0)
         axes.fill_between(steps, low, high, color=_hex(ACCENT), alpha=0.25, lw=0)
-    axes.plot(steps, values["mean"], color=_hex(ACCENT), lw=2, marker="o" if len(steps) == 1 else None)
+    axes.plot(steps, values["mean"], color=_hex(ACCENT), lw=2, label=label, marker="o" if len(steps) == 1 else None)
     if len(steps) > 1:
         axes.set_xscale("log")
         axes.set_xlim(1, len(steps))

@@ -21,7 +21,7 @@ class Report:
     settings: dict[str, str]
     notes: Sequence[str]
     cards: Sequence[tuple[str, str, str]]  # name, figure, what it is measured against
-    video: Path | None
+    video: tuple[Path, bytes] | None  # the film, and a PNG that stands for it until it is played
     video_caption: str
     plots: Sequence[tuple[str, str]]  # SVG element, caption
     strips: Sequence[tuple[str, Path]]  # caption, PNG
@@ -33,21 +33,23 @@ class Report:
 def render(report: Report) -> str:
     """The page, a whole HTML document."""
     body = [
-        f"<header><h1>{_text(report.title)}</h1><p class=lead>{_text(report.lead)}</p>{_chips(report.settings)}</header>",
+        f"<header><h1>{_text(report.title)}</h1><p class=lead>{_text(report.lead)}</p>",
+        f"{_chips(report.settings)}</header>",
         *(f"<p class=note>{_text(note)}</p>" for note in report.notes),
         "<section class=cards>" + "".join(_card(*card) for card in report.cards) + "</section>",
     ]
     if report.video is not None:
-        source = _data_url("video/mp4", report.video)
+        source = _data_url("video/mp4", report.video[0].read_bytes())
+        poster = _data_url("image/png", report.video[1])
         body.append(
-            f"<section><figure><video controls loop muted autoplay playsinline src='{source}'></video>"
+            f"<section><figure><video controls loop muted playsinline poster='{poster}' src='{source}'></video>"
             f"<figcaption>{_text(report.video_caption)}</figcaption></figure></section>"
         )
     for svg, caption in report.plots:
         body.append(f"<section><figure>{svg}<figcaption>{_text(caption)}</figcaption></figure></section>")
     body.append("<section><h2>Film strips</h2>")
     for caption, path in report.strips:
-        image = f"<img alt='{_text(caption)}' src='{_data_url('image/png', path)}'>"
+        image = f"<img alt='{_text(caption)}' src='{_data_url('image/png', path.read_bytes())}'>"
         body.append(f"<figure class=strip>{image}<figcaption>{_text(caption)}</figcaption></figure>")
     body.append("</section>")
     for caption, table in report.tables:
@@ -91,8 +93,8 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def _data_url(kind: str, path: Path) -> str:
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+def _data_url(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _text(text: str) -> str:

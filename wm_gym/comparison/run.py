@@ -17,7 +17,7 @@ from wm_gym.comparison.config import DEFAULT_SEEDS, CompareConfig, parse_seeds
 from wm_gym.comparison.figures import Criteria, EpisodeFigures, episode_figures
 from wm_gym.comparison.identity import CheckpointIdentity, identify
 from wm_gym.comparison.lockstep import run_batch
-from wm_gym.comparison.output import Subject, check_extras, write_results
+from wm_gym.comparison.output import check_extras, write_results
 from wm_gym.comparison.record import RecordFolder
 from wm_gym.comparison.sides import (
     Episodes,
@@ -29,6 +29,7 @@ from wm_gym.comparison.sides import (
     make_side,
     parse_kwargs,
 )
+from wm_gym.comparison.words import Subject
 from wm_gym.contexts import Context, load_clips
 from wm_gym.policies import Policy, policy_seed
 from wm_gym.policy_loading import FunctionPolicy, Sb3Policy, load_policy
@@ -99,7 +100,7 @@ def compare(
         reference_id=plan.reference_id,
         reference_kwargs=plan.reference_kwargs,
         policy=plan.policy_name,
-        is_recorded=episodes is not None,
+        recording=None if episodes is None else episodes.name,
         env_checkpoint=checkpoints[0],
         reference_checkpoint=checkpoints[1],
         device=plan.device,
@@ -112,7 +113,7 @@ def _plan(config: CompareConfig, policy: Any, episodes: Episodes | None) -> _Pla
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if episodes is not None:
-        reference = episodes.name, {}
+        reference = episodes.env_id, {}
     elif config.against is not None:
         reference = config.against, parse_kwargs("against_kwargs", config.against_kwargs)
     else:
@@ -215,6 +216,7 @@ def _settings(plan: _Plan, checkpoints: tuple[CheckpointIdentity | None, Checkpo
         "env_kwargs": plan.env_kwargs,
         "env_checkpoint": checkpoints[0] and checkpoints[0].digest,
         "reference": plan.reference_id,
+        "recording": None if plan.episodes is None else plan.episodes.name,
         "reference_kwargs": plan.reference_kwargs,
         "reference_checkpoint": checkpoints[1] and checkpoints[1].digest,
         "policy": plan.policy_name,

@@ -166,7 +166,8 @@ class RecordedEpisode:
 class Episodes(Protocol):
     """Recorded episodes that stand in for an environment; `training.compare` makes them of a store."""
 
-    name: str
+    name: str  # of the recording
+    env_id: str  # of the environment that was recorded
     observation_space: gym.Space[Any]
     action_space: gym.Space[Any]
     seeds: Sequence[int]
@@ -248,18 +249,20 @@ def checkpoint_of(env_id: str, kwargs: dict[str, Any]) -> str | None:
 
 
 def check_spaces(env: Side, reference: Side) -> None:
-    """Raises ValueError unless both sides show uint8 images [H, W, C] of one shape and take the same actions."""
+    """Raises ValueError unless both sides show images of one shape (1 or 3 channels) and take the same actions."""
     ours, theirs = env.env, reference.env
     space = theirs.observation_space
-    if not (isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3):
+    is_image = isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
+    if not (is_image and space.shape[2] in (1, 3)):
         raise ValueError(
-            f"Only environments that show uint8 images [H, W, C] are compared; {reference.name} has {space}."
+            f"Only environments that show uint8 images [H, W, C] of 1 or 3 channels are compared; {reference.name} has "
+            f"{space}."
         )
     for kind in ("observation_space", "action_space"):
         if getattr(ours, kind) != getattr(theirs, kind):
             raise ValueError(
-                f"Only environments with the same spaces can be compared: the {kind.replace('_', ' ')} of {env.name} is "
-                f"{getattr(ours, kind)}, that of {reference.name} is {getattr(theirs, kind)}."
+                f"Only environments with the same spaces can be compared: the {kind.replace('_', ' ')} of {env.name} "
+                f"is {getattr(ours, kind)}, that of {reference.name} is {getattr(theirs, kind)}."
             )
 
 
