@@ -255,6 +255,26 @@ def test_a_policy_may_be_given_as_a_function_or_a_model(config, tmp_path):
     assert all((record.actions == 1).all() for record in records(config))
 
 
+def only_left(env, seed):
+    """A policy as a user writes it: tests.comparison.test_compare:only_left."""
+    return lambda obs, info: tests.toy_env.TURN_LEFT
+
+
+def test_a_users_function_and_an_sb3_model_can_be_named(config, tmp_path):
+    compare(dataclasses.replace(config, policy="tests.comparison.test_compare:only_left"))
+    assert all((record.actions == tests.toy_env.TURN_LEFT).all() for record in records(config))
+
+    sb3 = pytest.importorskip("stable_baselines3")
+    env = gym.make(TOY)
+    model = sb3.PPO("MlpPolicy", env, n_steps=8, batch_size=8, seed=0, device="cpu")
+    model.save(tmp_path / "model.zip")
+    config = dataclasses.replace(config, policy=str(tmp_path / "model.zip"), out=tmp_path / "sb3", seeds="3")
+    compare(config)
+    [record] = records(config, [3])
+    chosen = [model.predict(frame, deterministic=True)[0] for frame in record.reference_frames[:-1]]
+    np.testing.assert_array_equal(record.actions, chosen)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -31,7 +31,7 @@ from wm_gym.comparison.report import Report, render
 from wm_gym.comparison.words import Subject, cards, chips, command, definitions, notes, portable
 from wm_gym.files import atomic_path, write_json
 from wm_gym.film import pillow, strip_steps, write_strip, write_video
-from wm_gym.machine import commit, hardware, versions
+from wm_gym.machine import commit, versions
 
 VIDEO_FPS = 15
 POSTER_STEP = 20
@@ -144,7 +144,7 @@ def _record(
         "by_step": curves(episodes),
         "command": command(subject),
         "commit": commit(),
-        "hardware": hardware(subject.device),
+        "hardware": ", ".join(sorted({episode.record.hardware for episode in episodes})),
         "versions": versions(PACKAGES),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -35,6 +35,7 @@ class Record:
     end: str
     seconds: float  # that the environment under test took for its S steps, its share of the batch
     reference_seconds: float
+    hardware: str = "unknown"  # where it was played
     map: dict[str, np.ndarray] = field(
         default_factory=dict
     )  # `MAP_ENTRIES` that the reference told, pose as [C + S, 4]
@@ -94,8 +95,8 @@ class RecordFolder:
         if not self._settings_file.is_file():
             write_json(self._settings_file, self._settings)
         scalars = {name: getattr(record, name) for name in _SCALARS}
-        arrays = {name: getattr(record, name) for name in _ARRAYS}
-        maps = {f"map_{name}": array for name, array in record.map.items()}
+        arrays: dict[str, Any] = {name: getattr(record, name) for name in _ARRAYS}
+        maps: dict[str, Any] = {f"map_{name}": array for name, array in record.map.items()}
         with atomic_path(self._file(record.seed)) as temporary:
             np.savez_compressed(temporary, scalars=json.dumps(scalars), **arrays, **maps)
 
@@ -113,7 +114,7 @@ class RecordFolder:
         return self._path / f"{seed:010d}.npz"
 
 
-_SCALARS = ("seed", "reference_end", "end", "seconds", "reference_seconds")
+_SCALARS = ("seed", "reference_end", "end", "seconds", "reference_seconds", "hardware")
 _ARRAYS = tuple(entry.name for entry in fields(Record) if entry.name not in (*_SCALARS, "map"))
 
 

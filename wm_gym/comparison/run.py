@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from wm_gym.comparison.sides import (
 )
 from wm_gym.comparison.words import Subject
 from wm_gym.contexts import Context, load_clips
+from wm_gym.machine import hardware
 from wm_gym.policies import Policy, policy_seed
 from wm_gym.policy_loading import FunctionPolicy, Sb3Policy, load_policy
 
@@ -103,7 +104,6 @@ def compare(
         recording=None if episodes is None else episodes.name,
         env_checkpoint=checkpoints[0],
         reference_checkpoint=checkpoints[1],
-        device=plan.device,
     )
     return Comparison(config.out, *write_results(subject, criteria, measured))
 
@@ -167,7 +167,7 @@ def _play_missing(plan: _Plan, folder: RecordFolder) -> None:
                     env, reference, policies, seeds, config.context, config.steps, clips, progress.update
                 )
                 for record in records:
-                    folder.write(record)
+                    folder.write(replace(record, hardware=hardware(plan.device)))
     finally:
         for side in sides:
             side.close()

@@ -114,10 +114,11 @@ class DreamBatchSide:
         # Ended rows would otherwise be started from packaged clips, which may not fit the model.
         kwargs = {**kwargs, "autoreset_mode": AutoresetMode.DISABLED}
         with _one_sentence(env_id, kwargs):
-            envs = gym.make_vec(env_id, num_envs=num_rows, vectorization_mode="vector_entry_point", **kwargs)
-        self._envs = envs
+            self._envs: Any = gym.make_vec(env_id, num_envs=num_rows, vectorization_mode="vector_entry_point", **kwargs)
         self._contexts: list[Context] = []
-        self.env = _Spaces(envs.single_observation_space, envs.single_action_space)
+        self._num_used = 0
+        self._ended = np.zeros(num_rows, np.bool_)
+        self.env = _Spaces(self._envs.single_observation_space, self._envs.single_action_space)
 
     def start(self, seeds: Sequence[int], contexts: Sequence[Context] | None) -> list[Outcome]:
         """See `Side`."""
@@ -125,18 +126,18 @@ class DreamBatchSide:
         missing = self.num_rows - len(seeds)  # rows that nobody asked for dream along
         self._contexts = [*contexts, *[contexts[-1]] * missing]
         self._num_used = len(seeds)
-        self._num_ended = np.zeros(self.num_rows, np.bool_)
+        self._ended[:] = False
         obs, _ = self._envs.reset(seed=[*seeds, *[seeds[-1]] * missing], options={"context": self._stacked()})
         return [Outcome(frame) for frame in obs[: len(seeds)]]
 
     def step(self, actions: Sequence[Any], active: Sequence[bool]) -> list[Outcome | None]:
         """See `Side`."""
-        if self._num_ended.any():
+        if self._ended.any():
             # They go on from their context, unseen: the batch steps as a whole.
-            self._envs.reset(options={"context": self._stacked(), "reset_mask": self._num_ended})
+            self._envs.reset(options={"context": self._stacked(), "reset_mask": self._ended})
         given = np.stack([*actions, *[actions[-1]] * (self.num_rows - len(actions))])
         obs, rewards, terminated, truncated, _ = self._envs.step(given)
-        self._num_ended = np.asarray(terminated | truncated)
+        self._ended = np.asarray(terminated | truncated)
         return [
             Outcome(obs[row], float(rewards[row]), _end(terminated[row], truncated[row])) if active[row] else None
             for row in range(self._num_used)
@@ -147,9 +148,8 @@ class DreamBatchSide:
         self._envs.close()
 
     def _stacked(self) -> tuple[np.ndarray, np.ndarray]:
-        return np.stack([context.frames for context in self._contexts]), np.stack(
-            [context.actions for context in self._contexts]
-        )
+        frames, actions = zip(*((context.frames, context.actions) for context in self._contexts), strict=True)
+        return np.stack(frames), np.stack(actions)
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,11 @@ class Episodes(Protocol):
     env_id: str  # of the environment that was recorded
     observation_space: gym.Space[Any]
     action_space: gym.Space[Any]
-    seeds: Sequence[int]
+
+    @property
+    def seeds(self) -> Sequence[int]:
+        """Of all episodes that there are."""
+        ...
 
     def read(self, seed: int) -> RecordedEpisode:
         """The episode of a seed. Raises FileNotFoundError if there is none."""

@@ -26,7 +26,6 @@ class Subject:
     recording: str | None  # name of the recorded episodes that stand in for the reference
     env_checkpoint: CheckpointIdentity | None
     reference_checkpoint: CheckpointIdentity | None
-    device: str
 
     @property
     def names(self) -> tuple[str, str]:
