@@ -25,6 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ImportError, OSError, TypeError, ValueError) as error:
         print(f"wm-gym: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("wm-gym: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

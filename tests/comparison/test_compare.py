@@ -64,7 +64,7 @@ def test_the_command_writes_a_report_that_needs_no_network(config, capsys):
     assert "@import" not in page and "<script" not in page
     for url in re.findall(r"url\(([^)]{0,6})", page):
         assert url.startswith("#")
-    assert "Dream beside real" in page
+    assert "Dream beside reality" in page
     output = capsys.readouterr().out
     assert "psnr_copy_last" in output and "report.html" in output
     assert not list(config.out.rglob("*.tmp*"))

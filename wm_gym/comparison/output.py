@@ -173,7 +173,7 @@ def _report(
         caption = "Green: hits, joined. White: misses, real rewards that were not dreamed. Red: false alarms."
         plots.append((to_svg(rewards), caption))
     return Report(
-        title=f"{env.capitalize()} beside {reference}",
+        title=f"{env[:1].upper()}{env[1:]} beside {'reality' if reference == 'real' else reference}",
         lead=(
             f"{config.env} and {subject.reference_id} took the same actions for {config.steps} steps, after the same "
             f"{config.context} frames of context."
