@@ -143,4 +143,6 @@ def test_an_interpreter_may_exit_without_closing_it() -> None:
         "env = V(2); env.reset(seed=1); env.step([1, 1]); print('stepped')"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert (process.returncode, process.stdout, process.stderr) == (0, "stepped\n", "")
+    assert (process.returncode, process.stdout) == (0, "stepped\n"), process.stderr
+    # What is wrong at the exit shows there alone; beside it there may be warnings of other packages.
+    assert not any(word in process.stderr for word in ("Traceback", "Error", "Exception ignored")), process.stderr
