@@ -1,10 +1,15 @@
 """RMS norm over the last axis."""
 
+# A kernel is Python in form only; the type checker does not know Triton's launches, loops and tuples.
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from wm_gym.ops.triton.launch import ceil_div, next_power_of_two
 
 _FILLS_A_GPU = 1024  # programs; beyond it, each takes more rows
 
@@ -29,6 +34,6 @@ def gated_norm(y: Tensor, weight: Tensor, eps: float) -> Tensor:
     width = y.shape[-1]
     num_rows = y.numel() // width
     row_tile = 1 if num_rows <= _FILLS_A_GPU else 4
-    grid = (triton.cdiv(num_rows, row_tile),)
-    _gated_norm_kernel[grid](y, weight, out, num_rows, eps, width, triton.next_power_of_2(width), row_tile, num_warps=4)
+    grid = (ceil_div(num_rows, row_tile),)
+    _gated_norm_kernel[grid](y, weight, out, num_rows, eps, width, next_power_of_two(width), row_tile, num_warps=4)
     return out

@@ -5,13 +5,16 @@ program holds the state of one head of one block, or some of its rows. Few token
 a stream of states through registers; more tokens run the state-space dual form, as matrix products.
 """
 
+# A kernel is Python in form only; the type checker does not know Triton's launches, loops and tuples.
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from wm_gym.ops.triton.launch import matrix_operand, matrix_precision
+from wm_gym.ops.triton.launch import ceil_div, matrix_operand, matrix_precision, next_power_of_two
 
 _MAX_RECURRENT_TOKENS = 2
 _MAX_PIECE = 64  # tokens per matrix product
@@ -231,9 +234,9 @@ def scan_step(
     grid = {"BLOCK_SIZE": block_size, "ROWS": rows, "COLUMNS": columns, "FRAMES": frames}
     filtered = projected.new_empty(batch, frames, rows, columns, mixed)
     committed = num_committed * tokens
-    token_tile = min(16, triton.next_power_of_2(frames * tokens))
-    channel_tile = min(_CONV_TILE // token_tile, triton.next_power_of_2(mixed))
-    _conv_kernel[(sequences * triton.cdiv(frames * tokens, token_tile), triton.cdiv(mixed, channel_tile))](
+    token_tile = min(16, next_power_of_two(frames * tokens))
+    channel_tile = min(_CONV_TILE // token_tile, next_power_of_two(mixed))
+    _conv_kernel[(sequences * ceil_div(frames * tokens, token_tile), ceil_div(mixed, channel_tile))](
         projected, conv_weight, conv_bias, conv_state, filtered, inner, mixed, channels, **grid,
         COMMITTED=committed, TOKEN_TILE=token_tile, CHANNEL_TILE=channel_tile, num_warps=4,
     )  # fmt: skip
@@ -243,7 +246,7 @@ def scan_step(
         _recurrent_kernel[(sequences * heads,)](*tensors, **sizes, ROW_TILE=dim, num_warps=4)
         return out
     piece, row_tile = _piece(tokens, frames), _row_tile(dim, sequences * heads)
-    padded = max(16, triton.next_power_of_2(piece))
+    padded = max(16, next_power_of_two(piece))
     _chunk_kernel[(sequences * heads * (dim // row_tile),)](
         *tensors, **sizes, ROW_TILE=row_tile, PIECE=piece, PADDED=padded, OPERAND=matrix_operand(projected.dtype),
         PRECISION=matrix_precision(projected.dtype), num_warps=8 if padded >= 64 else 4,
