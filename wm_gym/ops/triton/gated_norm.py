@@ -29,7 +29,7 @@ def _gated_norm_kernel(
 
 def gated_norm(y: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Kernel of :func:`wm_gym.ops.step.gated_norm`."""
-    y = y.contiguous()
+    y, weight = y.contiguous(), weight.contiguous()
     out = y.new_empty(y.shape)
     width = y.shape[-1]
     num_rows = y.numel() // width

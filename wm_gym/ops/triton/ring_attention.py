@@ -162,7 +162,8 @@ def ring_attention(
     window = kv_ring.shape[1]
     if not (kv_ring.is_contiguous() and cos.is_contiguous() and sin.is_contiguous()):
         raise ValueError("kv_ring, cos and sin must be contiguous; pass them so.")
-    qkv = qkv.contiguous()
+    qkv, num_cached = qkv.contiguous(), num_cached.contiguous()
+    query_norm, key_norm = query_norm.contiguous(), key_norm.contiguous()
     out = qkv.new_empty(batch, frames, tokens, heads * dim)
     query_tile = _query_tile(frames * tokens, batch * heads)
     sizes = {

@@ -229,11 +229,13 @@ def scan_step(
         raise ValueError("ssm_state and conv_state are changed in place and must be contiguous; pass them so.")
     inner, mixed, tokens = heads * dim, heads * dim + 2 * state_dim, block_size**2
     sequences = batch * blocks
-    projected = projected.contiguous()
+    projected, conv_weight, conv_bias = projected.contiguous(), conv_weight.contiguous(), conv_bias.contiguous()
+    dt_bias, a, skip = dt_bias.contiguous(), a.contiguous(), skip.contiguous()
     out = projected.new_empty(batch, frames, rows, columns, inner)
     grid = {"BLOCK_SIZE": block_size, "ROWS": rows, "COLUMNS": columns, "FRAMES": frames}
     filtered = projected.new_empty(batch, frames, rows, columns, mixed)
     committed = num_committed * tokens
+    # A tile that is not a whole sequence has more than 3 tokens, so that only the first reads the convolution state.
     token_tile = min(16, next_power_of_two(frames * tokens))
     channel_tile = min(_CONV_TILE // token_tile, next_power_of_two(mixed))
     _conv_kernel[(sequences * ceil_div(frames * tokens, token_tile), ceil_div(mixed, channel_tile))](
