@@ -18,6 +18,7 @@ from wm_gym.array_typing import (
     RewardLogits,
     RowCount,
     TerminationLogits,
+    Tokens,
 )
 from wm_gym.nn.block_scan import CONV_TAPS
 from wm_gym.nn.config import WorldModelConfig
@@ -79,9 +80,13 @@ class Backbone(nn.Module):
         self.config = config
         self.embedding = PatchEmbedding(config)
         self.condition = ConditionEmbedding(config)
-        self.layers = nn.ModuleList(Layer(config, size) for size in config.block_sizes)
+        self.layers = nn.ModuleList(self.make_layers())
         self.frame_head = FrameHead(config)
         self.event_head = EventHead(config)
+
+    def make_layers(self) -> list[nn.Module]:
+        """The layers between embedding and heads. Networks to compare with put others here (`training.baselines`)."""
+        return [Layer(self.config, size) for size in self.config.block_sizes]
 
     def initial_layers(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> tuple[LayerState, ...]:
         """Empty memories; ``dtype`` is that of activations, SSM states are float32."""
@@ -120,20 +125,33 @@ class Backbone(nn.Module):
             num_cached: frames in memory per row.
             num_committed: leading frames that enter the memory that is returned; the others only read it.
         """
-        c = self.config
         condition = self.condition(noise_level, actions, has_action, pose)
         tokens = self.embedding(frames)
-        length = frames.shape[1] + (0 if layers is None else c.window)
+        tokens, new_layers = self.run_layers(tokens, condition, layers, num_cached, num_committed)
+        reward_logits, termination_logits = self.event_head(tokens)
+        return Output(self.frame_head(tokens, condition), reward_logits, termination_logits), new_layers
+
+    def run_layers(
+        self,
+        tokens: Tokens,
+        condition: Condition,
+        layers: tuple[LayerState, ...] | None,
+        num_cached: RowCount | None,
+        num_committed: int,
+    ) -> tuple[Tokens, tuple[LayerState, ...]]:
+        """All layers after each other; arguments as in `forward`."""
+        c = self.config
+        frames = tokens.shape[1]
+        length = frames + (0 if layers is None else c.window)
         head_dim = c.width // c.num_attention_heads
-        rotary = Rotary.create(length, c.token_rows, c.token_columns, head_dim, frames.device)
+        rotary = Rotary.create(length, c.token_rows, c.token_columns, head_dim, tokens.device)
         block_mask = None
-        if layers is None and frames.is_cuda:
-            block_mask = frame_block_mask(frames.shape[1], c.num_tokens, c.window, frames.device)
+        if layers is None and tokens.is_cuda:
+            block_mask = frame_block_mask(frames, c.num_tokens, c.window, tokens.device)
         new_layers = []
         for i, layer in enumerate(self.layers):
             before = None if layers is None else layers[i]
             tokens, after = layer(tokens, condition, rotary, before, num_cached, num_committed, block_mask)
             if after is not None:
                 new_layers.append(after)
-        reward_logits, termination_logits = self.event_head(tokens)
-        return Output(self.frame_head(tokens, condition), reward_logits, termination_logits), tuple(new_layers)
+        return tokens, tuple(new_layers)
