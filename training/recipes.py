@@ -180,7 +180,7 @@ def dfot_25() -> Recipe:
 
 
 def mamba2_frame_attention() -> Recipe:
-    """Ours without blocks: one scan over all tokens, and frame-local attention; two rows of the paper are this model."""
+    """Ours without blocks: one scan over all tokens, and frame-local attention. Two rows of the paper are this."""
     recipe = memory_maze_9x9()
     return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, block_sizes=(8,) * 8))
 

@@ -106,7 +106,8 @@ class FrameAttention(nn.Module):
         """Attention output, and the cache after ``num_committed`` of the frames (None without a state)."""
         frames = query.shape[1]
         if self.architecture == "bidirectional":
-            y = F.scaled_dot_product_attention(*(z.flatten(1, 2).transpose(1, 2) for z in (query, key, value)))
+            q, k, v = (z.flatten(1, 2).transpose(1, 2) for z in (query, key, value))
+            y = F.scaled_dot_product_attention(q, k, v)
             return y.transpose(1, 2).reshape(query.shape), None
         if state is None:
             if block_mask is not None:

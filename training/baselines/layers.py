@@ -116,4 +116,4 @@ class MambaLayer(nn.Module):
         tokens = tokens + (1 + gate2) * self.feed_forward(modulate(tokens, shift2, scale2))
         if state is None or after is None:
             return tokens, None
-        return tokens, LayerState(*after, state.kv_cache)
+        return tokens, LayerState(after[0], after[1], state.kv_cache)
