@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,34 +21,30 @@ FEW_FRAMES = 2  # a pass of at most so many frames (a step) reads the cache wher
 
 @dataclass(frozen=True)
 class KVState:
-    """Keys (rotated) and values of one layer, ``[B, frames, N, h, d]`` each.
-
-    A full cache has frame t at t and free space behind the last one. A sliding one has the newest frame last.
-    """
+    """Keys (rotated) and values of one layer, ``[B, capacity, N, h, d]`` each, oldest frame first, then free space."""
 
     key: Heads
     value: Heads
 
-    def shifted(self, key: Heads, value: Heads) -> KVState:
-        """A sliding cache after further frames."""
-        frames = self.key.shape[1]
-        return KVState(*(torch.cat(pair, dim=1)[:, -frames:] for pair in ((self.key, key), (self.value, value))))
-
-    def appended(self, key: Heads, value: Heads, num_cached: int, grow_by: int) -> KVState:
-        """A full cache after further frames, written in place where there is room.
+    def appended(self, key: Heads, value: Heads, used: int, used_after: int, capacity: int) -> KVState:
+        """The cache after further frames, which are written in place where there is room, else into a new buffer.
 
         So two states that go on from the same one share storage: ``clone()`` before following both.
+
+        Args:
+            used, used_after: frames in the cache before and after; old ones are dropped to make it so many.
+            capacity: of a new buffer.
         """
-        end = num_cached + key.shape[1]
-        grown = self
-        if end > self.key.shape[1]:
-            capacity = -(-end // grow_by) * grow_by
-            grown = KVState(*(z.new_zeros(z.shape[0], capacity, *z.shape[2:]) for z in (self.key, self.value)))
-            grown.key[:, :num_cached] = self.key[:, :num_cached]
-            grown.value[:, :num_cached] = self.value[:, :num_cached]
-        grown.key[:, num_cached:end] = key
-        grown.value[:, num_cached:end] = value
-        return grown
+        in_place = used_after == used + key.shape[1] <= self.key.shape[1]
+        both = []
+        for cache, fresh in ((self.key, key), (self.value, value)):
+            grown = cache
+            if not in_place:
+                grown = cache.new_zeros(cache.shape[0], capacity, *cache.shape[2:])
+                fresh = torch.cat([cache[:, :used], fresh], dim=1)[:, -used_after:]
+            grown[:, used_after - fresh.shape[1] : used_after] = fresh
+            both.append(grown)
+        return KVState(*both)
 
 
 def rotary_angles(first: int, frames: int, config: BaselineConfig, device: torch.device) -> Rotary:
@@ -77,6 +74,7 @@ class FrameAttention(nn.Module):
         self.architecture = config.architecture
         self.window = config.window if config.architecture == "sliding_transformer" else None
         self.cache_frames = config.cache_frames
+        self.join: Callable[..., Heads] | None = None  # a compiled `join_attention`
         self.num_heads = config.num_attention_heads
         self.head_dim = config.width // config.num_attention_heads
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
@@ -106,59 +104,90 @@ class FrameAttention(nn.Module):
         """Attention output, and the cache after ``num_committed`` of the frames (None without a state)."""
         frames = query.shape[1]
         if self.architecture == "bidirectional":
-            q, k, v = (z.flatten(1, 2).transpose(1, 2) for z in (query, key, value))
-            y = F.scaled_dot_product_attention(q, k, v)
+            y = F.scaled_dot_product_attention(_heads_first(query), _heads_first(key), _heads_first(value))
             return y.transpose(1, 2).reshape(query.shape), None
         if state is None:
             if block_mask is not None:
                 return flex_local_attention(query, key, value, block_mask), None
             return banded_local_attention(query, key, value, frames if self.window is None else self.window), None
-        if self.window is None:
-            seen = slice(0, num_cached)
-        else:
-            seen = slice(self.window - min(num_cached, self.window), self.window)
-        y = cached_attention(query, key, value, state.key[:, seen], state.value[:, seen], self.window)
+        used = self.used(num_cached)
+        seen = slice(0 if self.window is None else max(used - self.window, 0), used)
+        y = cached_attention(query, key, value, state.key[:, seen], state.value[:, seen], self.window, self.join)
         if num_committed:
             fresh = key[:, :num_committed], value[:, :num_committed]
-            if self.window is None:
-                state = state.appended(*fresh, num_cached, self.cache_frames)
-            else:
-                state = state.shifted(*fresh)
+            after = num_cached + num_committed
+            state = state.appended(*fresh, used, self.used(after), self.capacity(after))
         return y, state
+
+    def capacity(self, num_cached: int) -> int:
+        """Frames for which a cache is allocated that is to hold so many."""
+        if self.window is not None:
+            return self.window + self.cache_frames
+        return max(-(-num_cached // self.cache_frames), 1) * self.cache_frames
+
+    def used(self, num_cached: int) -> int:
+        """Frames in the cache when so many were seen. A sliding one that is full drops all but its window."""
+        if self.window is None or num_cached <= self.capacity(0):
+            return num_cached
+        return self.window + 1 + (num_cached - self.capacity(0) - 1) % self.cache_frames
 
 
 def cached_attention(
-    query: Heads, key: Heads, value: Heads, cached_key: Heads, cached_value: Heads, window: int | None
+    query: Heads,
+    key: Heads,
+    value: Heads,
+    cached_key: Heads,
+    cached_value: Heads,
+    window: int | None,
+    join: Callable[..., Heads] | None = None,
 ) -> Heads:
     """Frame-causal attention of T frames to themselves and to those before them, ``[B, frames, N, h, d]`` each.
 
     A step's two frames see the same cache but for its oldest frame: that part is one dense product without a mask, and
-    the rest is joined to it by the two softmax normalisers.
+    :func:`join_attention` joins the rest to it.
 
     Args:
         cached_key, cached_value: the frames before, oldest first; at most ``window`` of them.
         window: previous frames that are seen; None: all.
+        join: a compiled `join_attention`.
     """
-    frames, tokens = query.shape[1:3]
-    cached = cached_key.shape[1]
+    frames, cached = query.shape[1], cached_key.shape[1]
     if frames > FEW_FRAMES:
         keys, values = torch.cat([cached_key, key], dim=1), torch.cat([cached_value, value], dim=1)
         return banded_local_attention(query, keys, values, cached + frames if window is None else window)
-    first = 0 if window is None else max(0, min(cached + frames - 1 - window, cached))
-    q, k, v = (z.flatten(1, 2).transpose(1, 2) for z in (query, key, value))
-    old_k, old_v = (z[:, :first].flatten(1, 2).transpose(1, 2) for z in (cached_key, cached_value))
-    position = torch.arange(cached + frames, device=query.device)
-    position = torch.cat([position[:first], position[cached:]])
-    distance = position[-frames:, None] - position[None, :]
-    visible = (distance >= 0) & (distance <= (cached + frames if window is None else window))
-    mask = visible.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
-    y, log_sum = attention_with_log_sum(q, torch.cat([old_k, k], dim=2), torch.cat([old_v, v], dim=2), mask)
+    # Frame `first` is the oldest that the last query still sees, so all queries see those from it on.
+    first = 0 if window is None else min(max(cached + frames - 1 - window, 0), cached)
+    shared = None
     if first < cached:
-        shared = (z[:, first:].flatten(1, 2).transpose(1, 2) for z in (cached_key, cached_value))
-        y_shared, log_sum_shared = attention_with_log_sum(q, *shared)
-        share = torch.sigmoid(log_sum_shared - log_sum)[..., None]
-        y = torch.lerp(y.float(), y_shared.float(), share).to(query.dtype)
+        dense = (_heads_first(z) for z in (query, cached_key[:, first:], cached_value[:, first:]))
+        shared = attention_with_log_sum(*dense)
+    return (join or join_attention)(query, key, value, cached_key[:, :first], cached_value[:, :first], shared)
+
+
+def join_attention(
+    query: Heads, key: Heads, value: Heads, old_key: Heads, old_value: Heads, shared: tuple[Tensor, Tensor] | None
+) -> Heads:
+    """Attention of T frames to themselves, to the ``first`` oldest frames of a full window, and to what all T see.
+
+    Args:
+        old_key, old_value: the frames that only some of the T still see: frame j is seen by frames 0 to j.
+        shared: attention to the frames between, with its logarithm of the softmax's denominator; None if there are none.
+    """
+    frames, tokens, first = query.shape[1], query.shape[2], old_key.shape[1]
+    index = torch.arange(frames, device=query.device)
+    visible = torch.cat([index[:, None] <= index[None, :first], index[:, None] >= index[None, :]], dim=1)
+    mask = visible.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
+    keys, values = torch.cat([old_key, key], dim=1), torch.cat([old_value, value], dim=1)
+    y, log_sum = attention_with_log_sum(_heads_first(query), _heads_first(keys), _heads_first(values), mask)
+    if shared is not None:
+        share = torch.sigmoid(shared[1] - log_sum)[..., None]
+        y = torch.lerp(y.float(), shared[0].float(), share).to(query.dtype)
     return y.transpose(1, 2).reshape(query.shape)
+
+
+def _heads_first(z: Heads) -> Tensor:
+    """``[B, frames, N, h, d]`` to ``[B, h, frames * N, d]``."""
+    return z.flatten(1, 2).transpose(1, 2)
 
 
 def attention_with_log_sum(

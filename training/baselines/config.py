@@ -24,11 +24,12 @@ class BaselineConfig(WorldModelConfig):
         architecture: "causal_transformer" sees its own and all earlier frames, "sliding_transformer" its own and those
             of the window, "bidirectional" denoises the newest frame with all frames of the window seeing each other
             (DFoT, arXiv 2502.06764), "mamba2" has one scan over all tokens of the sequence and no attention.
-        cache_frames: frames for which a full KV cache is allocated, and by which it grows.
+        cache_frames: a KV cache of everything is allocated in steps of so many frames; a sliding one has room for so
+            many beyond its window, and moves when they are used up.
     """
 
     architecture: Architecture = "causal_transformer"
-    cache_frames: int = 512
+    cache_frames: int = 64
 
     def __post_init__(self) -> None:
         super().__post_init__()

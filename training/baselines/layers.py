@@ -39,13 +39,11 @@ class TransformerLayer(nn.Module):
         self.modulation = _modulation(config)
         self.attention = FrameAttention(config)
         self.feed_forward = FeedForward(config)
-        self.window = self.attention.window
-        self.initial_frames = config.cache_frames if self.window is None else self.window
         self.heads_shape = (config.num_tokens, self.attention.num_heads, self.attention.head_dim)
         _start_small(config, self.attention.out_proj, self.feed_forward[-1])
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> KVState:
-        shape = (batch_size, self.initial_frames, *self.heads_shape)
+        shape = (batch_size, self.attention.capacity(0), *self.heads_shape)
         return KVState(*(torch.zeros(shape, device=device, dtype=dtype) for _ in range(2)))
 
     def forward(

@@ -86,9 +86,7 @@ def _measure_ours(model: WorldModel, settings: LatencySettings, deadline: Deadli
     for target in settings.frames[:1]:
         functional = FunctionalStepper(model, seen_state(model, target))
         size = state_bytes(functional)
-        rows += [
-            row | {"state_bytes": size} for row in _rows(FUNCTIONAL, functional, target, model.device, settings)
-        ]
+        rows += [row | {"state_bytes": size} for row in _rows(FUNCTIONAL, functional, target, model.device, settings)]
     return rows
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from training.baselines import Architecture, matching_config
-from training.baselines.attention import KVState
+from training.baselines.attention import KVState, join_attention
 from training.baselines.layers import TransformerLayer
 from training.baselines.mamba_modules import with_mamba_modules
 from training.baselines.model import BaselineModel
@@ -119,8 +119,10 @@ def make_transformer(ours: WorldModel, architecture: Architecture, cache_frames:
     model = BaselineModel(config).to(ours.device).eval().requires_grad_(False)
     if ours.device.type == "cuda":
         model.bfloat16()
+        join = torch.compile(join_attention, dynamic=False)
         for layer in model.backbone.layers:
             assert isinstance(layer, TransformerLayer)
+            layer.attention.join = join
             layer.before_attention = torch.compile(layer.before_attention, dynamic=False)
             layer.after_attention = torch.compile(layer.after_attention, dynamic=False)
     return model
@@ -141,10 +143,13 @@ def filled_state(model: BaselineModel, num_frames: int) -> ModelState:
 
 
 def transformer_stepper(ours: WorldModel, architecture: Architecture, num_frames: int) -> StandingStepper:
-    model = make_transformer(ours, architecture, cache_frames=num_frames + 1)
+    cache_frames = num_frames + 1 if architecture == "causal_transformer" else 64
+    model = make_transformer(ours, architecture, cache_frames)
     state = filled_state(model, num_frames)
     on_gpu = ours.device.type == "cuda"
-    attention = "FlashAttention over slices of a preallocated cache" if on_gpu else "attention over a preallocated cache"
+    attention = (
+        "FlashAttention over slices of a preallocated cache" if on_gpu else "attention over a preallocated cache"
+    )
     dtype = "bfloat16, the rest compiled" if on_gpu else "float32"
     return StandingStepper(model, state, f"{attention}, {dtype}", capture=on_gpu)
 

@@ -102,7 +102,7 @@ class Memory:
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Memory]:
-    """On a GPU what the block allocates at its peak; on a CPU the growth of the process's peak, 0 if another was higher."""
+    """What the block allocates at its peak on a GPU; on a CPU what it adds to the peak of the process so far."""
     memory = Memory()
     gc.collect()
     if device.type == "cuda":
