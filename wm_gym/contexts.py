@@ -41,7 +41,7 @@ class Clips:
     def context(self, index: int, num_frames: int, start: int = 0) -> Context:
         """`num_frames` frames of a clip from frame `start` on. Raises ValueError if the clip is shorter."""
         length = self.frames.shape[1]
-        if not (1 <= num_frames and 0 <= start <= length - num_frames):
+        if not (num_frames >= 1 and 0 <= start <= length - num_frames):
             part = f"{num_frames} frames" + (f" from frame {start} on" if start else "")
             raise ValueError(f"A context of {part} was asked for; the clips have 1 to {length}.")
         end = start + num_frames

@@ -57,6 +57,7 @@ class StepGraph:
         num_denoising_steps: passes per frame.
         state_dtype: in which SSM states are kept, torch.float32 or torch.bfloat16; arithmetic is in float32.
         dtype: of weights and activations; None: bfloat16 on a GPU, float32 elsewhere.
+        capture: False runs operation by operation on a GPU too, to debug or to profile.
 
     Raises:
         ValueError: a number below 1, or a state_dtype that is neither of the two.
@@ -69,6 +70,7 @@ class StepGraph:
         num_denoising_steps: int = 1,
         state_dtype: torch.dtype = torch.float32,
         dtype: torch.dtype | None = None,
+        capture: bool = True,
     ) -> None:
         schedule = linear_schedule(num_denoising_steps)
         if dtype is None:
@@ -88,7 +90,7 @@ class StepGraph:
             self.noise_keys = torch.zeros(batch_size, dtype=torch.int64, device=device)
             self.noise_counters = torch.zeros(batch_size, dtype=torch.int64, device=device)
             self._graph: torch.cuda.CUDAGraph | None = None
-            if device.type == "cuda" and ops.uses_triton(device):
+            if capture and device.type == "cuda" and ops.uses_triton(device):
                 self._capture()
 
     @property
@@ -122,8 +124,10 @@ class StepGraph:
         if keys.shape != rows.shape or keys.dtype != torch.int64:
             raise ValueError(f"keys are {keys.dtype} {tuple(keys.shape)}; expected torch.int64 {tuple(rows.shape)}.")
         keys = keys.to(self.device)
+        if isinstance(counters, int):
+            counters = torch.full_like(keys, counters)
         self.noise_keys[rows] = keys
-        self.noise_counters[rows] = counters.to(self.device) if isinstance(counters, Tensor) else counters
+        self.noise_counters[rows] = counters.to(self.device)
 
     def step(self, action: Action, pose: Pose | None = None) -> StepOutput:
         """Imagine one frame in every dream and take it into its memory.
@@ -155,9 +159,7 @@ class StepGraph:
     def _advance(self) -> StepOutput:
         """The step itself: reads and writes nothing but buffers."""
         memory, c = self.memory, self.config
-        noise = ops.frame_noise(
-            self.noise_keys, self.noise_counters, (c.frame_channels, c.frame_height, c.frame_width)
-        )
+        noise = ops.frame_noise(self.noise_keys, self.noise_counters, (c.frame_channels, c.frame_height, c.frame_width))
         poses = () if memory.pose is None or self._pose is None else (memory.pose, self._pose)
         has_action = torch.stack([memory.has_action, self._has_action], dim=1)
         condition = self._network.embed_actions((memory.action, self._action), has_action, poses)
@@ -182,9 +184,7 @@ class StepGraph:
             memory.pose.copy_(self._pose)
         reward = self._reward_values[output.reward_logits.argmax(-1)]
         termination = output.termination_logits.sigmoid()
-        return StepOutput(
-            frame, reward, termination, output.frame, output.reward_logits, output.termination_logits
-        )
+        return StepOutput(frame, reward, termination, output.frame, output.reward_logits, output.termination_logits)
 
     def _capture(self) -> None:
         """Record a step. It runs on empty memories, which are cleared again: nothing has been loaded yet."""

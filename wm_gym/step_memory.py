@@ -35,8 +35,8 @@ class StepMemory:
 
     Attributes:
         layers: views of the buffers, one per layer.
-        frame, action, has_action, pose: the pending frame, as in :class:`wm_gym.nn.state.PendingFrame`; ``pose`` is None
-            unless the model is conditioned on poses.
+        frame, action, has_action, pose: the pending frame, as in :class:`wm_gym.nn.state.PendingFrame`; ``pose`` is
+            None unless the model is conditioned on poses.
         num_committed: frames in memory, ``[B]``.
 
     Args:
@@ -80,10 +80,12 @@ class StepMemory:
                 buffer(count, blocks, CONV_TAPS - 1, channels),
             )
         rings = buffer(len(c.block_sizes), c.window, c.num_tokens, 2, c.num_attention_heads, head_dim)
-        self.layers = tuple(
-            LayerMemory(*(part[c.block_sizes[:i].count(size)] for part in scan[size]), rings[i])
-            for i, size in enumerate(c.block_sizes)
-        )
+        layers = []
+        for i, size in enumerate(c.block_sizes):
+            number = c.block_sizes[:i].count(size)
+            ssm_states, conv_states = scan[size]
+            layers.append(LayerMemory(ssm_states[number], conv_states[number], rings[i]))
+        self.layers = tuple(layers)
         self.frame = buffer(1, c.frame_channels, c.frame_height, c.frame_width, dtype=torch.float32)[0]
         if c.action_kind == "discrete":
             self.action = buffer(1, dtype=torch.int64)[0]

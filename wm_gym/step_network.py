@@ -74,9 +74,7 @@ class StepNetwork:
         device = self._modulation.device
         return self._condition.levels(torch.tensor(levels, device=device))
 
-    def __call__(
-        self, frames: ModelFrames, condition: Tensor, memory: StepMemory, num_committed: int
-    ) -> NetworkOutput:
+    def __call__(self, frames: ModelFrames, condition: Tensor, memory: StepMemory, num_committed: int) -> NetworkOutput:
         """Run F frames of each dream after its memory and say what the last of them is.
 
         Args:
@@ -137,7 +135,7 @@ class _LinearWeights:
     def gelu(self, x: Tensor) -> Tensor:
         """The map and then the tanh form of GELU; on a GPU in the epilogue of the matrix product."""
         if x.is_cuda and self.bias is not None:
-            y = torch._addmm_activation(self.bias, x.flatten(0, -2), self.weight.t(), use_gelu=True)
+            y = torch.ops.aten._addmm_activation(self.bias, x.flatten(0, -2), self.weight.t(), use_gelu=True)
             return y.view(*x.shape[:-1], -1)
         return F.gelu(self(x), approximate="tanh")
 
@@ -184,9 +182,7 @@ class _LayerWeights:
     ) -> Tensor:
         """Frame-local attention, as `LocalAttention.forward`; ``heads`` is the shape of queries, keys and values."""
         qkv = self.qkv(x).view(heads)
-        y = ops.ring_attention(
-            qkv, self.query_norm, self.key_norm, *angles, memory.kv_ring, num_cached, num_committed
-        )
+        y = ops.ring_attention(qkv, self.query_norm, self.key_norm, *angles, memory.kv_ring, num_cached, num_committed)
         return self.attention_out(y)
 
     def feed_forward(self, x: Tensor) -> Tensor:

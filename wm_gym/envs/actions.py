@@ -54,7 +54,7 @@ class DeviceActionCheck:
             )
         given = actions.detach().to(self._low.dtype)
         if not self._discrete:
-            given = torch.where(given.isnan(), torch.inf, given)
+            given = given.nan_to_num(-torch.inf, torch.inf, -torch.inf)
         taken = given.clamp(self._low, self._high)
         outside = (taken != given).any()
         return taken - self._start if self._start else taken, outside

@@ -23,7 +23,7 @@ class ContextPool:
         model: reads the contexts.
         clips: where they are cut from.
         context_frames: their length.
-        starts_per_clip: contexts of one clip, evenly spaced from its beginning to its end; fewer if the clip has no more.
+        starts_per_clip: contexts of one clip, evenly spaced from its beginning to its end; fewer if it has no more.
         action_space: that of the actions of the clips.
         like: memories are kept as this one keeps them.
 
