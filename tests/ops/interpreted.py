@@ -1,0 +1,121 @@
+"""The Triton kernels against their plain twins, in Triton's interpreter on the CPU.
+
+Not collected by itself: the interpreter has to be chosen before Triton is first imported, so ``test_step_kernels.py``
+runs this file in a process of its own, with TRITON_INTERPRET=1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.ops.step_cases import Draw, adaln_case, attention_case, clone, relative_error, scan_case, upcast
+from wm_gym.ops import step
+
+DTYPES = [torch.float32, torch.bfloat16]
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+
+
+def assert_equal_to_twin(operation: Any, case: dict[str, Any], changed: tuple[str, ...], tolerance: float) -> None:
+    """Run kernel and twin on the same arguments; compare the result and what is changed in place."""
+    fast, slow = clone(case), upcast(case)
+    y, expected = operation(**fast, backend="triton"), operation(**slow, backend="plain")
+    assert y.shape == expected.shape
+    pairs: dict[str, tuple[Tensor, Tensor]] = {"result": (y, expected)}
+    pairs |= {name: (fast[name], slow[name]) for name in changed}
+    for name, (value, wanted) in pairs.items():
+        assert relative_error(value, wanted) <= tolerance, name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("frames", "num_committed"), [(1, 0), (1, 1), (2, 0), (2, 1)])
+@pytest.mark.parametrize(("block_size", "grid"), [(1, (1, 2)), (2, (2, 4)), (4, (4, 8))])
+def test_scan_step(block_size: int, grid: tuple[int, int], frames: int, num_committed: int, dtype: torch.dtype) -> None:
+    draw = Draw(dtype=dtype)
+    case = scan_case(draw, 2, grid=grid, frames=frames, block_size=block_size, num_committed=num_committed)
+    assert_equal_to_twin(step.scan_step, case, ("ssm_state", "conv_state"), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"grid": (8, 8), "block_size": 8, "batch": 1},  # two pieces of 64 tokens
+        {"grid": (6, 6), "block_size": 6},  # pieces that are no power of two
+        {"grid": (3, 1), "block_size": 1, "heads": 3, "dim": 32, "batch": 1},
+        {"grid": (12, 12), "block_size": 12, "batch": 1, "state_dim": 32},  # several pieces per frame
+        {"grid": (2, 2), "block_size": 2, "state_dtype": torch.bfloat16},
+        {"grid": (1, 1), "block_size": 1, "state_dtype": torch.bfloat16},
+    ],
+)
+def test_scan_step_of_other_sizes(sizes: dict[str, Any]) -> None:
+    tolerance = 1e-2 if "state_dtype" in sizes else 1e-4
+    assert_equal_to_twin(step.scan_step, scan_case(Draw(), **sizes), ("ssm_state", "conv_state"), tolerance)
+
+
+def test_scan_step_refuses_a_head_that_is_no_power_of_two() -> None:
+    with pytest.raises(ValueError, match="head_dim is 24"):
+        step.scan_step(**scan_case(Draw(), dim=24), backend="triton")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(5, 24), (2, 3, 512), (1031, 8)])
+def test_gated_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    draw = Draw(dtype=dtype)
+    case = {"y": draw(*shape), "weight": draw(shape[-1], dtype=torch.float32)}
+    assert_equal_to_twin(step.gated_norm, case, (), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("frames", "num_committed"), [(1, 0), (1, 1), (2, 0), (2, 1)])
+def test_ring_attention(frames: int, num_committed: int, dtype: torch.dtype) -> None:
+    case = attention_case(Draw(dtype=dtype), batch=4, frames=frames, num_committed=num_committed)
+    assert case["num_cached"].tolist() == [0, 2, 4, 6], "empty, part filled and wrapped rings"
+    assert_equal_to_twin(step.ring_attention, case, ("kv_ring",), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"grid": (8, 9), "dim": 8},  # more than one tile of keys
+        {"window": 1, "grid": (1, 1)},
+        {"heads": 3, "dim": 64, "window": 5},
+        {"ring_dtype": torch.bfloat16},
+    ],
+)
+def test_ring_attention_of_other_sizes(sizes: dict[str, Any]) -> None:
+    tolerance = 1e-2 if "ring_dtype" in sizes else 1e-4
+    assert_equal_to_twin(step.ring_attention, attention_case(Draw(), **sizes), ("kv_ring",), tolerance)
+
+
+def test_the_newest_frame_does_not_see_the_slot_that_is_overwritten() -> None:
+    case = attention_case(Draw(), batch=1)
+    case["num_cached"][:] = 3
+    poisoned = clone(case)
+    poisoned["kv_ring"][:, 0] = 1e4  # the oldest frame, out of reach for frame 1
+    y, other = step.ring_attention(**case, backend="triton"), step.ring_attention(**poisoned, backend="triton")
+    assert torch.equal(y[:, 1], other[:, 1])
+    assert not torch.equal(y[:, 0], other[:, 0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", [{}, {"with_branch": False}, {"rows": 29, "tokens": 37, "width": 16}])
+def test_residual_adaln(sizes: dict[str, Any], dtype: torch.dtype) -> None:
+    case = adaln_case(Draw(dtype=dtype), **sizes)
+    assert not case["shift"].is_contiguous()
+    assert_equal_to_twin(step.residual_adaln, case, ("tokens",), TOLERANCE[dtype])
+
+
+def test_residual_adaln_gives_the_dtype_that_is_asked_for() -> None:
+    y = step.residual_adaln(**adaln_case(Draw()), out_dtype=torch.bfloat16, backend="triton")
+    assert y.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 3, 5)])
+def test_frame_noise(shape: tuple[int, int, int]) -> None:
+    keys = torch.tensor([0, -1, 2**40 + 17, -(2**63)])
+    counters = torch.tensor([0, 2**33 + 5, 1, 2**62])
+    noise = step.frame_noise(keys, counters, shape, backend="triton")
+    torch.testing.assert_close(noise, step.frame_noise(keys, counters, shape, backend="plain"), rtol=0, atol=1e-5)
