@@ -8,6 +8,8 @@ file is written after each part, so a run that is cut short keeps what it has.
 from __future__ import annotations
 
 import sys
+import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +24,7 @@ from training.speed.batches import BatchSettings, measure_batches, measure_env, 
 from training.speed.latency import LatencySettings, measure_latency
 from training.speed.report import plot, tables
 from training.speed.targets import judge
-from training.speed.timing import Deadline
+from training.speed.timing import Deadline, copy_bandwidth
 from training.speed.training_step import TrainingSettings, measure_lengths, measure_recipe
 from wm_gym.checkpoint import resolve_device
 from wm_gym.files import write_json
@@ -74,7 +76,7 @@ SIZES = {
         ages=(10, 100, 1_000, 10_000),
         batches=tuple(2**i for i in range(11)),
         env_size=256,
-        lengths=(64, 128, 256, 512, 1_024, 2_048),
+        lengths=(64, 512, 2_048, 1_024, 256, 128),  # most telling first: there may be no time for all
         frames_per_step=2_048,
         recipe="memory_maze_9x9_continued",
         num_steps=200,
@@ -121,7 +123,11 @@ def run(config: BenchConfig) -> dict[str, Any]:
     }
     measures = {"latency": measure_latency_part, "batch": measure_batch_part, "training": measure_training_part}
     for part in config.parts:
-        measures[part](record, config, sizes, model)
+        try:
+            measures[part](record, config, sizes, model)
+        except Exception as error:  # the other parts may be worth minutes on a GPU; main() ends with a failure
+            traceback.print_exc()
+            record.setdefault("errors", {})[part] = f"{type(error).__name__}: {error}"
         record["targets"] = judge(record, device.type)
         save(record, config)
     return record
@@ -129,26 +135,42 @@ def run(config: BenchConfig) -> dict[str, Any]:
 
 def measure_latency_part(record: dict[str, Any], config: BenchConfig, sizes: Sizes, model: WorldModel) -> None:
     settings = LatencySettings(sizes.ages, sizes.num_steps, config.latency_seconds, sizes.step_seconds)
-    record["latency"] = {"rows": measure_latency(model, settings)}
+    record["latency"] = {"rows": []}
+    collect(record["latency"]["rows"], measure_latency(model, settings), record, config)
 
 
 def measure_batch_part(record: dict[str, Any], config: BenchConfig, sizes: Sizes, model: WorldModel) -> None:
     settings = BatchSettings(sizes.batches, sizes.num_steps, config.batch_seconds, sizes.step_seconds)
-    record["batch"] = measure_batches(model, settings)
-    save(record, config)
-    record["batch"]["env"] = measure_env(model, config.checkpoint, sizes.env_size, sizes.num_steps, sizes.step_seconds)
+    bandwidth = copy_bandwidth(model.device)
+    part: dict[str, Any] = {"copy_bytes_per_second": round(bandwidth), "rows": []}
+    record["batch"] = part
+    collect(part["rows"], measure_batches(model, settings, bandwidth), record, config)
+    part["env"] = measure_env(model, config.checkpoint, sizes.env_size, sizes.num_steps, sizes.step_seconds)
     save(record, config)
     if not config.quick:
-        record["batch"]["real_env"] = measure_real_env(model.device)
+        part["real_env"] = measure_real_env(model.device)
 
 
 def measure_training_part(record: dict[str, Any], config: BenchConfig, sizes: Sizes, model: WorldModel) -> None:
     settings = TrainingSettings(sizes.lengths, sizes.frames_per_step, min(sizes.num_steps, 10), sizes.step_seconds)
     # First the recipe, whose compilation must not inherit that of the lengths.
-    record["training"] = {"recipe": measure_recipe(sizes.recipe, model.device, settings), "rows": []}
+    part: dict[str, Any] = {"recipe": measure_recipe(sizes.recipe, model.device, settings), "rows": []}
+    record["training"] = part
     save(record, config)
     deadline = Deadline(config.training_seconds)
-    record["training"]["rows"] = measure_lengths(model.config, model.device, settings, deadline)
+    collect(part["rows"], measure_lengths(model.config, model.device, settings, deadline), record, config)
+    part["rows"].sort(key=lambda row: row["length"])
+
+
+def collect(
+    rows: list[dict[str, Any]], measured: Iterable[dict[str, Any]], record: dict[str, Any], config: BenchConfig
+) -> None:
+    """Takes rows as they come, tells of each, and writes the record with it."""
+    for row in measured:
+        rows.append(row)
+        short = {name: value for name, value in row.items() if name != "implementation"}
+        print(" ".join(f"{name}={value}" for name, value in short.items()), file=sys.stderr, flush=True)
+        save(record, config)
 
 
 def save(record: dict[str, Any], config: BenchConfig) -> None:
@@ -163,6 +185,8 @@ def main() -> None:
     if config.out is not None:
         drawn = plot(record, config.out) if config.plots else []
         print(f"\nWrote {', '.join(str(path) for path in (config.out, *drawn))}")
+    if "errors" in record:
+        sys.exit(f"error: some parts failed: {record['errors']}")
 
 
 if __name__ == "__main__":

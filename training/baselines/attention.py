@@ -171,7 +171,7 @@ def join_attention(
 
     Args:
         old_key, old_value: the frames that only some of the T still see: frame j is seen by frames 0 to j.
-        shared: attention to the frames between, with its logarithm of the softmax's denominator; None if there are none.
+        shared: attention to the frames between and the logarithm of its denominator; None if there are none.
     """
     frames, tokens, first = query.shape[1], query.shape[2], old_key.shape[1]
     index = torch.arange(frames, device=query.device)

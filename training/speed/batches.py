@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ import torch
 
 from training.bench_collect import BenchConfig, measure
 from training.speed.steppers import GraphStepper, no_actions, seen_state
-from training.speed.timing import Deadline, copy_bandwidth, is_out_of_memory, peak_memory, seconds_per_step
+from training.speed.timing import Deadline, is_out_of_memory, peak_memory, seconds_per_step
 from wm_gym.nn.state import ModelState
 from wm_gym.world_model import WorldModel
 
@@ -24,59 +25,57 @@ class BatchSettings:
     step_seconds: float = 3.0  # for the steps of one row
 
 
-def bytes_per_step(model: WorldModel, state: ModelState) -> int:
+def bytes_per_step(model: WorldModel, state: ModelState, batch_size: int) -> int:
     """What one step with one pass cannot but move: each state in and out, keys and values in, weights in.
 
     Keys and values of one frame are written. Weights are bfloat16 on a GPU, float32 elsewhere.
+
+    Args:
+        state: of a single dream.
     """
     moved = 0
     for layer in state.layers:
-        for tensor in (layer.ssm_state, layer.conv_state):
-            moved += 2 * tensor.nbytes
+        moved += 2 * (layer.ssm_state.nbytes + layer.conv_state.nbytes)
         moved += layer.kv_cache.nbytes + layer.kv_cache[:, :1].nbytes
     weight_bytes = 2 if model.device.type == "cuda" else 4
-    return moved + weight_bytes * sum(parameter.numel() for parameter in model.parameters())
+    return batch_size * moved + weight_bytes * sum(parameter.numel() for parameter in model.parameters())
 
 
-def measure_batches(model: WorldModel, settings: BatchSettings) -> dict[str, Any]:
-    """Frames per second of all rows together, for each batch size, and the share of the roofline that this is."""
+def measure_batches(model: WorldModel, settings: BatchSettings, bandwidth: float) -> Iterator[dict[str, Any]]:
+    """Frames per second of all rows together, for each batch size, and the share of the roofline that this is.
+
+    Args:
+        bandwidth: bytes per second that a copy reads and writes.
+    """
     deadline = Deadline(settings.seconds)
-    bandwidth = copy_bandwidth(model.device)
     one = seen_state(model, 2 * model.config.window)
-    rows = []
     for size in settings.sizes:
         if deadline.has_passed:
-            rows.append({"batch": size, "skipped": "the time limit of this part was reached"})
+            yield {"batch": size, "skipped": "the time limit of this part was reached"}
             continue
         try:
             with peak_memory(model.device) as memory:
-                state = one.index(torch.zeros(size, dtype=torch.int64))
-                stepper = GraphStepper(model, state)
-                moved = bytes_per_step(model, state)
-                size_of_state = state.num_bytes()
-                del state
+                stepper = GraphStepper(model, one, size)
                 seconds = seconds_per_step(stepper, model.device, settings.num_steps, settings.step_seconds)
             implementation = stepper.implementation
             del stepper
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            rows.append({"batch": size, "skipped": "not enough memory"})
+            yield {"batch": size, "skipped": "not enough memory"}
             continue
-        rows.append(
-            {
-                "batch": size,
-                "step_ms": round(seconds * 1000, 4),
-                "frames_per_second": round(size / seconds, 1),
-                "state_bytes": size_of_state,
-                "peak_bytes": memory.peak_bytes,
-                "moved_bytes": moved,
-                "roofline_frames_per_second": round(size * bandwidth / moved, 1),
-                "share_of_roofline": round(moved / bandwidth / seconds, 4),
-                "implementation": implementation,
-            }
-        )
-    return {"copy_bytes_per_second": round(bandwidth), "rows": rows}
+        moved = bytes_per_step(model, one, size)
+        yield {
+            "batch": size,
+            "step_ms": round(seconds * 1000, 4),
+            "frames_per_second": round(size / seconds, 1),
+            "state_bytes": size * one.num_bytes(),
+            "peak_bytes": memory.peak_bytes,
+            "moved_bytes": moved,
+            "roofline_frames_per_second": round(size * bandwidth / moved, 1),
+            "share_of_roofline": round(moved / bandwidth / seconds, 4),
+            "implementation": implementation,
+        }
 
 
 def measure_env(
@@ -100,7 +99,7 @@ def measure_env(
     env.reset(seed=0)
     env_seconds = seconds_per_step(lambda: env.step(actions), model.device, num_steps, seconds)
     env.close()
-    stepper = GraphStepper(model, seen_state(model, 2 * model.config.window, size))
+    stepper = GraphStepper(model, seen_state(model, 2 * model.config.window), size)
     step_seconds = seconds_per_step(stepper, model.device, num_steps, seconds)
     return {
         "num_envs": size,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,62 +32,57 @@ class LatencySettings:
     step_seconds: float = 3.0  # for the steps of one row
 
 
-def measure_latency(model: WorldModel, settings: LatencySettings) -> list[dict[str, Any]]:
+def measure_latency(model: WorldModel, settings: LatencySettings) -> Iterator[dict[str, Any]]:
     """One row per model, age and place of the frame (left on the device, or taken to the host as numpy)."""
     deadline = Deadline(settings.seconds)
-    rows = _measure_ours(model, settings, deadline)
+    yield from _measure_ours(model, settings, deadline)
     makers: dict[str, Callable[[int], Any]] = {
-        SLIDING: lambda age: transformer_stepper(model, "sliding_transformer", age),
-        FULL: lambda age: transformer_stepper(model, "causal_transformer", age),
+        FUNCTIONAL: lambda age: FunctionalStepper(model, seen_state(model, age)),
         MAMBA: lambda age: mamba_stepper(model, age),
+        FULL: lambda age: transformer_stepper(model, "causal_transformer", age),
+        SLIDING: lambda age: transformer_stepper(model, "sliding_transformer", age),
     }
     for name, make in makers.items():
-        for age in settings.frames:
+        # The work of the first two does not depend on the age.
+        for age in settings.frames[:1] if name in (FUNCTIONAL, MAMBA) else settings.frames:
             if deadline.has_passed:
-                rows.append({"model": name, "frame": age, "skipped": "the time limit of this part was reached"})
+                yield {"model": name, "frame": age, "skipped": "the time limit of this part was reached"}
                 continue
-            if name == MAMBA and age > min(settings.frames):
-                continue  # its work does not depend on the age
             try:
                 with peak_memory(model.device) as memory:
                     stepper = make(age)
-                    timed = _rows(name, stepper, age, model.device, settings)
+                    rows = _rows(name, stepper, age, model.device, settings)
                     size = state_bytes(stepper)
-                rows += [row | {"state_bytes": size, "peak_bytes": memory.peak_bytes} for row in timed]
-                del stepper
-            except (ImportError, RuntimeError) as error:
-                reason = "not enough memory" if is_out_of_memory(error) else str(error).splitlines()[0]
-                rows.append({"model": name, "frame": age, "skipped": reason})
-    return rows
+                    del stepper
+                yield from (row | {"state_bytes": size, "peak_bytes": memory.peak_bytes} for row in rows)
+            except Exception as error:  # a baseline that cannot run here must not cost the rest
+                reason = "not enough memory" if is_out_of_memory(error) else f"{type(error).__name__}: {error}"
+                yield {"model": name, "frame": age, "skipped": reason}
 
 
-def _measure_ours(model: WorldModel, settings: LatencySettings, deadline: Deadline) -> list[dict[str, Any]]:
+def _measure_ours(model: WorldModel, settings: LatencySettings, deadline: Deadline) -> Iterator[dict[str, Any]]:
     """Ours really dreams up to every age."""
-    rows = []
-    first = settings.frames[0]
+    age = settings.frames[0]
+    on_gpu = model.device.type == "cuda"
     with peak_memory(model.device) as memory:
-        stepper = GraphStepper(model, seen_state(model, first))
-        age = first
-        for target in settings.frames:
-            while age < target and not deadline.has_passed:
-                stepper()
-                age += 1
-            synchronize(model.device)
-            if age < target:
-                rows.append({"model": OURS, "frame": target, "skipped": "the time limit of this part was reached"})
-                continue
-            # Other things of this process may lie in memory: what counts is that the figure stays the same.
-            allocated = torch.cuda.memory_allocated() if model.device.type == "cuda" else None
-            timed = _rows(OURS, stepper, target, model.device, settings)
-            age += sum(row["num_steps"] + 3 for row in timed)
-            rows += [row | {"state_bytes": state_bytes(stepper), "allocated_bytes": allocated} for row in timed]
-    for row in rows:
-        row["peak_bytes"] = memory.peak_bytes
-    for target in settings.frames[:1]:
-        functional = FunctionalStepper(model, seen_state(model, target))
-        size = state_bytes(functional)
-        rows += [row | {"state_bytes": size} for row in _rows(FUNCTIONAL, functional, target, model.device, settings)]
-    return rows
+        stepper = GraphStepper(model, seen_state(model, age))
+        stepper()
+    for target in settings.frames:
+        while age < target and not deadline.has_passed:
+            stepper()
+            age += 1
+        synchronize(model.device)
+        if age < target:
+            yield {"model": OURS, "frame": target, "skipped": "the time limit of this part was reached"}
+            continue
+        allocated = torch.cuda.memory_allocated(model.device) if on_gpu else None
+        for row in _rows(OURS, stepper, target, model.device, settings):
+            age += row["num_steps"]
+            yield row | {
+                "state_bytes": state_bytes(stepper),
+                "peak_bytes": memory.peak_bytes,
+                "allocated_bytes": allocated,  # by the whole process: what counts is that it stays
+            }
 
 
 def _rows(name: str, step: Any, age: int, device: torch.device, settings: LatencySettings) -> list[dict[str, Any]]:

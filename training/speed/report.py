@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def _draw_latency(part: Record, axes: Any) -> None:
         mine = [row for row in rows if row["model"] == name]
         ages = [row["frame"] for row in mine]
         axes[0].plot(ages, [row["median_ms"] for row in mine], "o-", label=name)
-        axes[1].plot(ages, [row["state_bytes"] / 2**20 for row in mine], "o-", label=name)
+        axes[1].plot(ages, [_mebibytes(row["state_bytes"]) for row in mine], "o-", label=name)
     _finish(axes[0], "frames seen", "ms per step (median)")
     _finish(axes[1], "frames seen", "memory of the dream, MiB")
 
@@ -102,8 +103,8 @@ def _draw_batch(part: Record, axes: Any) -> None:
     for name, label in (("one_process", "real, one process"), ("one_per_core", "real, one process per core")):
         if name in part.get("real_env", {}):
             axes[0].axhline(part["real_env"][name], linestyle=":", color="gray", label=label)
-    axes[1].plot(sizes, [row["state_bytes"] / 2**20 for row in rows], "o-", label="state")
-    axes[1].plot(sizes, [row["peak_bytes"] / 2**20 for row in rows], "o--", label="peak")
+    axes[1].plot(sizes, [_mebibytes(row["state_bytes"]) for row in rows], "o-", label="state")
+    axes[1].plot(sizes, [_mebibytes(row["peak_bytes"]) for row in rows], "o--", label="peak")
     _finish(axes[0], "dreams in the batch", "frames/s of all dreams together", base=2)
     _finish(axes[1], "dreams in the batch", "MiB", base=2)
 
@@ -114,21 +115,28 @@ def _draw_training(part: Record, axes: Any) -> None:
         mine = [row for row in rows if row["model"] == name]
         lengths, frames = [row["length"] for row in mine], [row["length"] * row["batch"] for row in mine]
         per_frame = [row["median_ms"] / count for row, count in zip(mine, frames, strict=True)]
-        memory = [row["peak_bytes"] / count / 2**20 for row, count in zip(mine, frames, strict=True)]
+        memory = [_mebibytes(row["peak_bytes"]) / count for row, count in zip(mine, frames, strict=True)]
         axes[0].plot(lengths, per_frame, "o-", label=name)
         axes[1].plot(lengths, memory, "o-", label=name)
     _finish(axes[0], "frames of a segment", "ms per frame, forward and backward", base=2)
     _finish(axes[1], "frames of a segment", "peak MiB per frame", base=2)
 
 
+def _mebibytes(count: int | None) -> float:
+    """NaN, which is not drawn, where nothing was measured."""
+    return float("nan") if count is None else count / 2**20
+
+
 def _finish(axis: Any, x: str, y: str, base: int = 10) -> None:
+    if not any(math.isfinite(value) for line in axis.lines for value in line.get_ydata()):
+        axis.set_axis_off()  # nothing was measured
+        return
     axis.set_xscale("log", base=base)
     axis.set_yscale("log")
     axis.set_xlabel(x)
     axis.set_ylabel(y)
     axis.grid(alpha=0.3)
-    if axis.lines:
-        axis.legend(fontsize=8)
+    axis.legend(fontsize=8)
 
 
 def _pyplot() -> Any:

@@ -30,16 +30,15 @@ def no_actions(model: WorldModel, batch_size: int) -> Tensor:
     return torch.zeros(batch_size, c.action_size, device=model.device)
 
 
-def seen_state(model: WorldModel, num_frames: int, batch_size: int = 1) -> ModelState:
-    """A state that has read `num_frames` frames of noise, the same in all rows: what a frame shows costs no time."""
+def seen_state(model: WorldModel, num_frames: int) -> ModelState:
+    """A state of one row that has read `num_frames` frames of noise: what a frame shows costs no time."""
     c = model.config
     generator = torch.Generator().manual_seed(0)
     shape = (1, num_frames, c.frame_height, c.frame_width, c.frame_channels)
     frames = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).to(model.device)
     actions = no_actions(model, num_frames - 1)[None]
     with torch.no_grad():
-        state = model.prefill(model.initial_state(1), frames, actions)
-    return state.index(torch.zeros(batch_size, dtype=torch.int64))
+        return model.prefill(model.initial_state(1), frames, actions)
 
 
 class FunctionalStepper:
@@ -59,12 +58,13 @@ class FunctionalStepper:
 
 
 class GraphStepper:
-    """`StepGraph`: what the environment runs."""
+    """`StepGraph`, which is what the environment runs, for so many dreams that all start from the one of `state`."""
 
-    def __init__(self, model: WorldModel, state: ModelState) -> None:
-        self.graph = StepGraph(model, state.batch_size)
-        self.graph.load(state)
-        self.action = no_actions(model, state.batch_size)
+    def __init__(self, model: WorldModel, state: ModelState, batch_size: int = 1) -> None:
+        self.graph = StepGraph(model, batch_size)
+        for rows in torch.arange(batch_size, device=model.device).split(64):  # few, for states are large
+            self.graph.load(state.index(torch.zeros_like(rows)), rows)
+        self.action = no_actions(model, batch_size)
         self.implementation = "StepGraph, " + ("one CUDA graph" if self.graph.is_captured else "operation by operation")
 
     def __call__(self) -> Tensor:
@@ -163,6 +163,6 @@ def mamba_stepper(ours: WorldModel, num_frames: int) -> StandingStepper:
 
 
 def state_bytes(stepper: Any) -> int:
-    """Bytes of the memory of all rows."""
+    """Bytes of the memory of one dream."""
     state = stepper.graph.state() if isinstance(stepper, GraphStepper) else stepper.state
-    return state.num_bytes()
+    return state.num_bytes() // state.batch_size

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -86,7 +84,7 @@ def seconds_per_step(
 
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes read and written per second by a copy much larger than any cache."""
-    size = (4 if device.type == "cuda" else 0.25) * 2**30
+    size = (4 if device.type == "cuda" else 0.125) * 2**30
     source = torch.zeros(int(size), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     best = min(seconds_per_step(lambda: target.copy_(source), device, 10, 0.5) for _ in range(3))
@@ -95,33 +93,26 @@ def copy_bandwidth(device: torch.device) -> float:
 
 @dataclass
 class Memory:
-    """Peak memory of a block, weights and state included."""
+    """Bytes that a block allocates at its peak; None on a CPU, where nobody counts them."""
 
-    peak_bytes: int = 0
+    peak_bytes: int | None = None
 
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Memory]:
-    """What the block allocates at its peak on a GPU; on a CPU what it adds to the peak of the process so far."""
+    """Fills in the peak when the block ends, which counts from what was there before."""
     memory = Memory()
     gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-    else:
-        before = _peak_resident_bytes()
-    try:
+    if device.type != "cuda":
         yield memory
-    finally:
-        now = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak_resident_bytes()
-        memory.peak_bytes = now - before
+        return
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    yield memory
+    memory.peak_bytes = torch.cuda.max_memory_allocated(device) - before
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """PyTorch has an exception of its own on a GPU only."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _peak_resident_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

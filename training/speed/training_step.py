@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,9 +57,8 @@ def equal_weights(config: WorldModelConfig, device: torch.device) -> ClassWeight
 
 def measure_lengths(
     config: WorldModelConfig, device: torch.device, settings: TrainingSettings, deadline: Deadline
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Forward and backward pass of the loss; attention compiled on a GPU (FlexAttention), the rest as it is."""
-    rows = []
     configs = {OURS: config, FULL: matching_config("causal_transformer", config)}
     models = {name: build_model(each).to(device).train() for name, each in configs.items()}
     if device.type == "cuda":
@@ -67,6 +66,8 @@ def measure_lengths(
         for model in models.values():
             compile_attention(model)
     for length in settings.lengths:
+        if device.type == "cuda":
+            torch.compiler.reset()  # what earlier lengths left takes memory and counts as recompilation
         for name, model in models.items():
             batch_size = max(1, settings.frames_per_step // length)
             row: dict[str, Any] = {"model": name, "length": length}
@@ -80,10 +81,7 @@ def measure_lengths(
                     break
             else:
                 row["skipped"] = "not enough memory"
-            rows.append(row)
-        if device.type == "cuda":
-            torch.compiler.reset()
-    return rows
+            yield row
 
 
 def _measure_length(
