@@ -105,7 +105,7 @@ def test_a_step_says_what_the_models_step_says_and_leaves_the_same_memory(overri
                 num_parted += 1
                 graph.load(state)
             assert_same_state(graph.state(), state, 1e-4)
-    assert num_parted <= 3
+    assert num_parted <= 10
     assert graph.noise_counters.tolist() == [30] * BATCH
 
 
