@@ -161,7 +161,9 @@ def cached_attention(
     if first < cached:
         dense = (_heads_first(z) for z in (query, cached_key[:, first:], cached_value[:, first:]))
         shared = attention_with_log_sum(*dense)
-    return (join or join_attention)(query, key, value, cached_key[:, :first], cached_value[:, :first], shared)
+    # Without old frames nothing of the cache goes in, whose strides a compiled function would be compiled for.
+    old_key, old_value = (cached_key[:, :first], cached_value[:, :first]) if first else (key[:, :0], value[:, :0])
+    return (join or join_attention)(query, key, value, old_key, old_value, shared)
 
 
 def join_attention(
@@ -200,8 +202,9 @@ def attention_with_log_sum(
     if query.is_cuda and mask is None and query.dtype in (torch.bfloat16, torch.float16):
         y, log_sum = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[:2]
         return y, log_sum
-    scores = (query.float() @ key.float().transpose(-1, -2)) * query.shape[-1] ** -0.5
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    log_sum = scores.logsumexp(-1)
-    return ((scores - log_sum[..., None]).exp() @ value.float()).to(query.dtype), log_sum
+    with torch.autocast(query.device.type, enabled=False):  # which would round the scores
+        scores = (query.float() @ key.float().transpose(-1, -2)) * query.shape[-1] ** -0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        log_sum = scores.logsumexp(-1)
+        return ((scores - log_sum[..., None]).exp() @ value.float()).to(query.dtype), log_sum

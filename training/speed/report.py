@@ -133,6 +133,10 @@ def _finish(axis: Any, x: str, y: str, base: int = 10) -> None:
         return
     axis.set_xscale("log", base=base)
     axis.set_yscale("log")
+    ticks = sorted({float(value) for line in axis.lines if len(line.get_xdata()) > 2 for value in line.get_xdata()})
+    if ticks:
+        axis.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], rotation=30)
+        axis.minorticks_off()
     axis.set_xlabel(x)
     axis.set_ylabel(y)
     axis.grid(alpha=0.3)
