@@ -57,18 +57,21 @@ class MambaModuleScan(nn.Module):
             "out_proj.weight": scan.out_proj.weight,
         }
         self.mamba.load_state_dict({name: weight.detach() for name, weight in weights.items()})
+        if device.type == "cuda":  # else autocast would convert them for every token
+            self.mamba.in_proj.bfloat16()
+            self.mamba.out_proj.bfloat16()
 
     def forward(
         self, tokens: Tokens, state: LayerState | None, num_committed: int
     ) -> tuple[Tokens, tuple[Tensor, Tensor] | None]:
-        """As `BlockScan.forward`."""
-        sequences = to_blocks(tokens, self.block_size)
+        """As `BlockScan.forward`, with a state; raises ValueError without one, for training has no use for it."""
         if state is None:
-            return from_blocks(self.mamba(sequences), self.block_size, tokens.shape), None
+            raise ValueError("mamba-ssm's modules are here to step; train our model, from which they take the weights.")
+        sequences = to_blocks(tokens, self.block_size)
         batch, committed = tokens.shape[0], num_committed * self.block_size**2
         # mamba-ssm keeps the newest inputs last and drops the oldest of four before it takes in a token.
         conv_state = state.conv_state.flatten(0, 1).transpose(1, 2)
-        conv_state = torch.cat([conv_state[:, :, :1], conv_state], dim=2)
+        conv_state = torch.cat([conv_state[:, :, :1], conv_state], dim=2).to(tokens.dtype)
         ssm_state = state.ssm_state.flatten(0, 1).clone()
         after = ssm_state, conv_state
         outputs = []
