@@ -1,6 +1,9 @@
 """A step over buffers in place says what `WorldModel.step` says, keeps dreams apart, and never grows."""
 
 import itertools
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -230,7 +233,7 @@ def test_what_does_not_fit_is_one_clear_error():
     with pytest.raises(ValueError, match="3 rows was given for 2 rows"):
         graph.load(state, torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="of another model"):
-        graph.load(read(tiny_model(state_dim=16)))
+        graph.load(read(tiny_model(state_dim=32)))
     with pytest.raises(ValueError, match="4 layers; expected 2"):
         graph.load(read(tiny_model(block_sizes=(2, 1, 2, 1))))
     with pytest.raises(ValueError, match="exactly if the model is conditioned on poses"):
@@ -247,6 +250,37 @@ def test_what_does_not_fit_is_one_clear_error():
     with pytest.raises(ValueError, match=r"needs the pose .* \(3, 4\)"):
         loaded(posed, read(posed)).step(action)
     assert_same_state(graph.state(), state)
+
+
+INTERPRETED = """
+import torch
+from tests.test_step_graph import KEYS, assert_close, assert_same_state, loaded, play, read
+from tests.tiny import tiny_model
+
+torch.set_num_threads(1)
+model = tiny_model(window=2)
+state = read(model, 2, batch=1)
+plain, kernels = (loaded(model, state, KEYS[:1], backend=name) for name in ("plain", "triton"))
+for one, other in zip(play(kernels, model, 2), play(plain, model, 2), strict=True):
+    assert_close(one.model_frame, other.model_frame)
+    assert_close(one.reward_logits, other.reward_logits)
+assert_same_state(kernels.state(), plain.state(), 1e-3)
+"""
+
+
+def test_the_kernels_interpreted_on_the_cpu_dream_what_their_plain_twins_do():
+    """In a process of its own: Triton reads the environment when it is first imported."""
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", INTERPRETED]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+
+
+def test_a_model_of_sizes_that_the_kernels_do_not_take_runs_plainly():
+    assert StepGraph(tiny_model(), 1).backend == "auto"
+    assert StepGraph(tiny_model(state_dim=8), 1).backend == "plain"
+    assert StepGraph(tiny_model(state_dim=24), 1).backend == "plain"
 
 
 @pytest.mark.gpu
