@@ -56,7 +56,7 @@ def test_a_quick_run_measures_all_parts_and_draws_them(checkpoint: str, tmp_path
 
     training = record["training"]
     assert [(row["model"], row["length"], row["batch"]) for row in training["rows"]] == [
-        (OURS, 4, 2), (FULL, 4, 2), (OURS, 8, 1), (FULL, 8, 1)
+        (OURS, 2, 2), (FULL, 2, 2), (OURS, 4, 1), (FULL, 4, 1)
     ]  # fmt: skip
     assert training["recipe"]["frames_per_second"] > 0
     (target,) = record["targets"]

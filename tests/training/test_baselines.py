@@ -234,8 +234,7 @@ def test_a_baseline_trains_by_its_recipe_and_its_checkpoint_loads(tmp_path: Path
     out = tmp_path / "run"
     arguments = ["--recipe", name, "--data", str(tmp_path / "store"), "--out", str(out)]
     exported = train(parse_arguments([*arguments, *(word for option in options for word in option.split())]))
-    model = BaselineModel.from_checkpoint(str(exported))
-    config = model.config
+    config = BaselineModel.from_checkpoint(str(exported)).config
     assert isinstance(config, BaselineConfig) and config.num_layers == 2
     assert load_checkpoint(str(exported)).metadata["name"] == name
     with pytest.raises(ValueError, match="architecture"):

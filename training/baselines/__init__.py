@@ -6,6 +6,14 @@ They share our embeddings, conditioning, feed-forward part and heads, and differ
 from __future__ import annotations
 
 from training.baselines.config import Architecture, BaselineConfig, baseline_config
-from training.baselines.model import BaselineModel, build_model, matching_config
+from training.baselines.model import BaselineModel, build_model, matching_config, model_type
 
-__all__ = ["Architecture", "BaselineConfig", "BaselineModel", "baseline_config", "build_model", "matching_config"]
+__all__ = [
+    "Architecture",
+    "BaselineConfig",
+    "BaselineModel",
+    "baseline_config",
+    "build_model",
+    "matching_config",
+    "model_type",
+]

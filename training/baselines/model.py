@@ -142,6 +142,11 @@ def build_model(config: WorldModelConfig) -> WorldModel:
     return BaselineModel(config) if isinstance(config, BaselineConfig) else WorldModel(config)
 
 
+def model_type(config: dict[str, Any]) -> type[WorldModel]:
+    """`WorldModel` or `BaselineModel`: the class of a checkpoint's configuration."""
+    return BaselineModel if "architecture" in config else WorldModel
+
+
 def num_parameters(config: WorldModelConfig) -> int:
     """Counted without allocating any."""
     with torch.device("meta"):
