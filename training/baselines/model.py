@@ -34,6 +34,10 @@ class WindowState:
 class BaselineBackbone(Backbone):
     """Our embeddings and heads around the layers of a baseline."""
 
+    def __init__(self, config: WorldModelConfig) -> None:
+        super().__init__(config)
+        self.use_fused_kernels = False  # they are those of our layers; `training.trainer` compiles these instead
+
     def make_layers(self) -> list[nn.Module]:
         assert isinstance(self.config, BaselineConfig), "a baseline is built from a BaselineConfig"
         self.architecture: Architecture = self.config.architecture

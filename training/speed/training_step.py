@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from training.baselines import build_model, matching_config
-from training.baselines.layers import TransformerLayer
 from training.dataset import Batch
 from training.distributed import Processes
 from training.ema import ExponentialMovingAverage
@@ -20,7 +19,6 @@ from training.run_state import RunState
 from training.speed.latency import FULL, OURS
 from training.speed.timing import Deadline, is_out_of_memory, latency, peak_memory
 from training.trainer import make_optimizer, prepare_gpu, train_step
-from wm_gym.nn.layers import Layer
 from wm_gym.world_model import WorldModel, WorldModelConfig
 
 
@@ -58,13 +56,13 @@ def equal_weights(config: WorldModelConfig, device: torch.device) -> ClassWeight
 def measure_lengths(
     config: WorldModelConfig, device: torch.device, settings: TrainingSettings, deadline: Deadline
 ) -> Iterator[dict[str, Any]]:
-    """Forward and backward pass of the loss; attention compiled on a GPU (FlexAttention), the rest as it is."""
+    """Forward and backward pass of the loss as training runs it: on a GPU ours on its fused kernels, the transformer's
+    layers compiled, with FlexAttention."""
     configs = {OURS: config, FULL: matching_config("causal_transformer", config)}
     models = {name: build_model(each).to(device).train() for name, each in configs.items()}
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
         for model in models.values():
-            compile_attention(model)
+            prepare_gpu(model, True)
     for length in settings.lengths:
         if device.type == "cuda":
             torch.compiler.reset()  # what earlier lengths left takes memory and counts as recompilation
@@ -119,16 +117,6 @@ def loss_step(model: WorldModel, size: int, length: int, device: torch.device) -
     return step
 
 
-def compile_attention(model: WorldModel) -> None:
-    """FlexAttention must be compiled; the rest is left alone, for every length would compile it anew."""
-    for layer in model.backbone.layers:
-        if isinstance(layer, TransformerLayer):
-            layer.attention.attend = torch.compile(layer.attention.attend, dynamic=False)
-        else:
-            assert isinstance(layer, Layer)
-            layer.local_attention.compile(dynamic=False)
-
-
 def measure_recipe(name: str, device: torch.device, settings: TrainingSettings) -> dict[str, Any]:
     """Whole optimizer steps of a recipe's longest stage as `training.train` makes them, on frames that are noise."""
     recipe = RECIPES[name]()
@@ -153,7 +141,7 @@ def recipe_step(recipe: Recipe, stage: Stage, device: torch.device) -> Callable[
     torch.manual_seed(0)
     model = build_model(recipe.model).to(device).train()
     if device.type == "cuda":
-        prepare_gpu(model, compile_layers=True)
+        prepare_gpu(model, True)
     state = RunState(
         model=model,
         ema=ExponentialMovingAverage(dict(model.named_parameters()), recipe.ema_decay),

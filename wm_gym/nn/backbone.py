@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import NamedTuple
 
 import torch
@@ -83,6 +84,8 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList(self.make_layers())
         self.frame_head = FrameHead(config)
         self.event_head = EventHead(config)
+        # Whether a pass without memory runs on the fused kernels where it can; the results differ by rounding only.
+        self.use_fused_kernels = True
 
     def make_layers(self) -> list[nn.Module]:
         """The layers between embedding and heads. Networks to compare with put others here (`training.baselines`)."""
@@ -145,6 +148,11 @@ class Backbone(nn.Module):
         length = frames + (0 if layers is None else c.window)
         head_dim = c.width // c.num_attention_heads
         rotary = Rotary.create(length, c.token_rows, c.token_columns, head_dim, tokens.device)
+        fused = self.use_fused_kernels and tokens.dtype == torch.bfloat16 and fused_kernels_fit(c, tokens.device)
+        if layers is None and fused:
+            from wm_gym.nn.fused import run_layers
+
+            return run_layers(self.layers, tokens, condition, rotary), ()  # pyright: ignore[reportArgumentType]
         block_mask = None
         if layers is None and tokens.is_cuda:
             block_mask = frame_block_mask(frames, c.num_tokens, c.window, tokens.device)
@@ -155,3 +163,12 @@ class Backbone(nn.Module):
             if after is not None:
                 new_layers.append(after)
         return tokens, tuple(new_layers)
+
+
+def fused_kernels_fit(config: WorldModelConfig, device: torch.device) -> bool:
+    """Whether the fused kernels of a pass without memory run on this device and take these sizes."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    head_dims = (config.head_dim, config.state_dim, config.width // config.num_attention_heads)
+    # Tiles of the matrix units: powers of two, neither too small nor too large for a program's registers.
+    return all(size in (16, 32, 64) for size in head_dims) and config.num_tokens % 16 == 0
