@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def some_actions(model: WorldModel, batch: int, t: int) -> torch.Tensor:
     return torch.rand(batch, c.action_size, generator=g) * 2 - 1
 
 
-def loaded(model: WorldModel, state: ModelState, keys: torch.Tensor = KEYS, **arguments) -> StepGraph:
+def loaded(model: WorldModel, state: ModelState, keys: torch.Tensor = KEYS, **arguments: Any) -> StepGraph:
     graph = StepGraph(model, state.batch_size, **arguments)
     graph.load(state)
     graph.set_noise(keys.to(model.device))
@@ -234,6 +235,8 @@ def test_what_does_not_fit_is_one_clear_error():
         graph.load(state, torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="of another model"):
         graph.load(read(tiny_model(state_dim=32)))
+    with pytest.raises(ValueError, match="of another model"):
+        graph.load(read(tiny_model(window=5)))
     with pytest.raises(ValueError, match="4 layers; expected 2"):
         graph.load(read(tiny_model(block_sizes=(2, 1, 2, 1))))
     with pytest.raises(ValueError, match="exactly if the model is conditioned on poses"):

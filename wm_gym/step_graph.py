@@ -203,7 +203,8 @@ class StepGraph:
                     self._advance()
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # Other threads, such as a data loader's, may use the GPU meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._output = self._advance()
             self._graph = graph
             self.memory.clear()

@@ -43,7 +43,8 @@ class StepNetwork:
 
     def __init__(self, model: WorldModel, dtype: torch.dtype, backend: ops.Backend = "auto") -> None:
         backbone = model.backbone
-        self.config, self.dtype, self._backend = model.config, dtype, backend
+        self.config, self.dtype = model.config, dtype
+        self._backend: ops.Backend = backend
         self._condition = _ConditionTable(backbone.condition)
         layers = [layer for layer in backbone.layers if isinstance(layer, Layer)]
         self._layers = [_LayerWeights(layer, dtype, backend) for layer in layers]
@@ -151,7 +152,8 @@ class _LayerWeights:
 
     def __init__(self, layer: Layer, dtype: torch.dtype, backend: ops.Backend) -> None:
         scan, attention, feed_forward = layer.block_scan, layer.local_attention, layer.feed_forward
-        self.block_size, self.backend = scan.block_size, backend
+        self.block_size = scan.block_size
+        self.backend: ops.Backend = backend
         self.in_proj, self.scan_out = _LinearWeights(scan.in_proj, dtype), _LinearWeights(scan.out_proj, dtype)
         self.conv_weight, self.conv_bias = _cast(scan.conv_weight), _cast(scan.conv_bias)
         self.dt_bias, self.skip = _cast(scan.dt_bias), _cast(scan.skip)
@@ -226,7 +228,7 @@ class _ConditionTable:
     def __call__(self, actions: tuple[Action, ...], has_action: FrameMask, poses: tuple[Pose, ...]) -> Tensor:
         given = torch.stack(actions, dim=1)
         if self._table is not None:
-            condition = F.embedding(torch.where(has_action, given, len(self._table) - 1), self._table)
+            condition = F.embedding(given.masked_fill(~has_action, len(self._table) - 1), self._table)
         else:
             assert self._action is not None
             condition = torch.where(has_action[..., None], self._action(given), self._no_action)

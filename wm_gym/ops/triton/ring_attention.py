@@ -171,10 +171,11 @@ def ring_attention(
         "FRAMES": frames,
         "TOKENS": tokens,
     }
+    numbers = {"OPERAND": matrix_operand(qkv.dtype), "PRECISION": matrix_precision(qkv.dtype)}
     _ring_attention_kernel[(batch * heads * triton.cdiv(frames * tokens, query_tile),)](
         qkv, query_norm, key_norm, cos, sin, kv_ring, num_cached, out, dim**-0.5 * 1.4426950408889634,
-        **sizes, QUERY_TILE=query_tile, KEY_TILE=min(64, max(16, triton.next_power_of_2(tokens))),
-        OPERAND=matrix_operand(qkv.dtype), PRECISION=matrix_precision(qkv.dtype), num_warps=4,
+        **sizes, QUERY_TILE=query_tile, KEY_TILE=min(64, max(16, triton.next_power_of_2(tokens))), **numbers,
+        num_warps=8 if query_tile >= 128 else 4,
     )  # fmt: skip
     if num_committed:
         tile = 32
