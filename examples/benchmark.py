@@ -64,6 +64,7 @@ class Sizes:
     """What a kind of machine can do in minutes."""
 
     ages: tuple[int, ...]
+    ages_beyond: tuple[int, ...]
     batches: tuple[int, ...]
     env_size: int
     lengths: tuple[int, ...]
@@ -76,6 +77,7 @@ class Sizes:
 SIZES = {
     "cuda": Sizes(
         ages=(10, 100, 1_000, 10_000),
+        ages_beyond=(40_000,),
         batches=tuple(2**i for i in range(11)),
         env_size=256,
         lengths=(64, 512, 2_048, 1_024, 256, 128),  # most telling first: there may be no time for all
@@ -86,6 +88,7 @@ SIZES = {
     ),
     "cpu": Sizes(
         ages=(10, 100, 300),
+        ages_beyond=(),
         batches=(1, 2, 4, 8),
         env_size=4,
         lengths=(8, 16, 32),
@@ -96,6 +99,7 @@ SIZES = {
     ),
     "quick": Sizes(
         ages=(2, 10),
+        ages_beyond=(),
         batches=(1, 2),
         env_size=2,
         lengths=(2, 4),
@@ -136,7 +140,9 @@ def run(config: BenchConfig) -> dict[str, Any]:
 
 
 def measure_latency_part(record: dict[str, Any], config: BenchConfig, sizes: Sizes, model: WorldModel) -> None:
-    settings = LatencySettings(sizes.ages, sizes.num_steps, config.latency_seconds, sizes.step_seconds)
+    settings = LatencySettings(
+        sizes.ages, sizes.ages_beyond, sizes.num_steps, config.latency_seconds, sizes.step_seconds
+    )
     record["latency"] = {"rows": []}
     collect(record["latency"]["rows"], measure_latency(model, settings), record, config)
 

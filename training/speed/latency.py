@@ -27,6 +27,7 @@ FUNCTIONAL = "ours, WorldModel.step"
 @dataclass(frozen=True)
 class LatencySettings:
     frames: tuple[int, ...]  # ages of the dream, rising
+    frames_beyond: tuple[int, ...] = ()  # more of them, of the transformer with a full cache alone
     num_steps: int = 100
     seconds: float = 150.0  # for the whole part
     step_seconds: float = 3.0  # for the steps of one row
@@ -43,8 +44,7 @@ def measure_latency(model: WorldModel, settings: LatencySettings) -> Iterator[di
         SLIDING: lambda age: transformer_stepper(model, "sliding_transformer", age),
     }
     for name, make in makers.items():
-        # The work of the first two does not depend on the age.
-        for age in settings.frames[:1] if name in (FUNCTIONAL, MAMBA) else settings.frames:
+        for age in _ages(name, settings):
             if deadline.has_passed:
                 yield {"model": name, "frame": age, "skipped": "the time limit of this part was reached"}
                 continue
@@ -76,13 +76,22 @@ def _measure_ours(model: WorldModel, settings: LatencySettings, deadline: Deadli
             yield {"model": OURS, "frame": target, "skipped": "the time limit of this part was reached"}
             continue
         allocated = torch.cuda.memory_allocated(model.device) if on_gpu else None
+        first = age
         for row in _rows(OURS, stepper, target, model.device, settings):
             age += row["num_steps"]
             yield row | {
+                "first_frame": first,  # a young dream grows older than its next age while it is measured
                 "state_bytes": state_bytes(stepper),
                 "peak_bytes": memory.peak_bytes,
                 "allocated_bytes": allocated,  # by the whole process: what counts is that it stays
             }
+
+
+def _ages(name: str, settings: LatencySettings) -> tuple[int, ...]:
+    """Those at which a model is measured: one, where its work does not depend on the age."""
+    if name in (FUNCTIONAL, MAMBA):
+        return settings.frames[:1]
+    return settings.frames + (settings.frames_beyond if name == FULL else ())
 
 
 def _rows(name: str, step: Any, age: int, device: torch.device, settings: LatencySettings) -> list[dict[str, Any]]:
