@@ -11,7 +11,7 @@ import torch
 
 from tests.tiny import tiny_model
 from tests.toy_store import make_toy_store
-from training.baselines import Architecture, BaselineConfig, BaselineModel, build_model, matching_config
+from training.baselines import Architecture, BaselineConfig, BaselineModel, build_model, matching_config, model_type
 from training.baselines.attention import attention_with_log_sum, cached_attention
 from training.baselines.mamba_modules import with_mamba_modules
 from training.baselines.model import num_parameters
@@ -236,7 +236,10 @@ def test_a_baseline_trains_by_its_recipe_and_its_checkpoint_loads(tmp_path: Path
     exported = train(parse_arguments([*arguments, *(word for option in options for word in option.split())]))
     config = BaselineModel.from_checkpoint(str(exported)).config
     assert isinstance(config, BaselineConfig) and config.num_layers == 2
-    assert load_checkpoint(str(exported)).metadata["name"] == name
+    checkpoint = load_checkpoint(str(exported))
+    assert checkpoint.metadata["name"] == name
+    assert model_type(checkpoint.config) is BaselineModel
+    assert model_type(WorldModelConfig().to_dict()) is WorldModel
     with pytest.raises(ValueError, match="architecture"):
         WorldModel.from_checkpoint(str(exported))
 
@@ -294,4 +297,4 @@ def test_on_a_gpu_flash_attention_over_the_cache_equals_the_training_pass(archit
     prediction = model.denoise(state, frames_to_model(frames[:, -1]), level[:, -1], actions[:, -1])
     cpu = baseline(architecture)
     expected = cpu(frames_to_model(frames.cpu()), level.cpu(), actions.cpu()).frame[:, -1]
-    assert (prediction.frame.cpu() - expected).norm() <= 3e-2 * expected.norm()
+    assert (prediction.frame.cpu() - expected).norm() <= 5e-2 * expected.norm()  # bfloat16 against float32
