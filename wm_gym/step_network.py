@@ -106,7 +106,9 @@ class StepNetwork:
             branch, gate = weights.feed_forward(x), part[8]
         x = self._adaln(tokens, branch, gate, modulation[-2], modulation[-1])
         newest = (batch, length, c.num_tokens, c.width)
-        return NetworkOutput(self._frame(x.view(newest)[:, -1]), *self._event_logits(tokens.view(newest)[:, -1]))
+        # Contiguous, for a matrix product of strided rows would be one of many small ones.
+        x, tokens = (part.view(newest)[:, -1].contiguous() for part in (x, tokens))
+        return NetworkOutput(self._frame(x), *self._event_logits(tokens))
 
     def _adaln(
         self, tokens: Tensor, branch: Tensor | None, gate: Tensor | None, shift: Tensor, scale: Tensor
