@@ -148,13 +148,15 @@ def h200_record(median: float, transformer: float, allocated: int = 100) -> dict
         {"batch": size, "frames_per_second": rate, "share_of_roofline": share}
         for size, rate, share in ((64, 30_000.0, 0.7), (256, 42_000.0, 0.45))
     ]
-    return {"latency": {"rows": rows}, "batch": {"rows": [*batches, {"batch": 1024, "skipped": "not enough memory"}]}}
+    batches.append({"batch": 1024, "skipped": "not enough memory"})
+    real = {"one_process": 690.0, "one_process_as_published": 80.0}
+    return {"latency": {"rows": rows}, "batch": {"rows": batches, "real_env": real}}
 
 
 def test_targets_are_met_missed_or_not_measured() -> None:
     judged = [target["met"] for target in judge(h200_record(1.0, 30.0), "cuda")]
-    #        device host  tail  time  bytes  20x   20x   40000  roofline real  training overhead
-    assert judged == [True, True, True, True, True, True, True, True, False, None, None, None]
+    # device, host, tail, time, bytes, 20x, 20x, 40,000, roofline, real as published and direct, training, overhead
+    assert judged == [True, True, True, True, True, True, True, True, False, True, False, None, None]
     judged = [target["met"] for target in judge(h200_record(1.4, 10.0, allocated=101), "cuda")]
     assert judged[:7] == [False, False, True, True, False, False, True]
     assert all(target["met"] is None for target in judge({}, "cuda") + judge({}, "cpu"))

@@ -60,7 +60,15 @@ def _plain(model: WorldModel) -> None:
     model.backbone.use_fused_kernels = False
 
 
-VARIANTS: dict[str, Callable[[WorldModel], None]] = {"plain": _plain, "fused": lambda model: None}
+def _checkpointed(model: WorldModel) -> None:
+    model.backbone.checkpoint_layers = True
+
+
+VARIANTS: dict[str, Callable[[WorldModel], None]] = {
+    "plain": _plain,
+    "fused": lambda model: None,
+    "checkpointed": _checkpointed,
+}
 
 
 def main(config: BenchTrain) -> None:

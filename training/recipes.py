@@ -45,6 +45,9 @@ class Recipe:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     ema_decay: float = 0.999
+    checkpoint_layers: bool = (
+        False  # recompute layers in the backward pass: a third more time, a fraction of the memory
+    )
     seed: int = 0
     log_steps: int = 50
     checkpoint_minutes: float = 5.0

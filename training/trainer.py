@@ -104,7 +104,7 @@ def train_step(
     state.optimizer.zero_grad(set_to_none=True)
     with torch.autocast(processes.device.type, torch.bfloat16, enabled=processes.device.type == "cuda"):
         loss, metrics = world_model_loss(
-            model, batch, recipe.loss, state.noise_generator, weights, self_context=stage.self_context
+            model, batch, recipe.loss, state.noise_generator, weights, stage.self_context, processes.mean
         )
     loss.backward()
     processes.average_gradients(parameters)
@@ -153,11 +153,6 @@ class MetricSums:
             for name, (numerator, denominator) in zip(self._names, sums, strict=True)
             if denominator > 0
         }
-
-
-def batch_to(batch: Batch, device: torch.device) -> Batch:
-    """The batch on another device, without waiting for the copy."""
-    return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(batch).items()})
 
 
 def export_model(

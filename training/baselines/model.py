@@ -85,7 +85,8 @@ class BaselineBackbone(Backbone):
         states = []
         for i, layer in enumerate(self._layers()):
             before = None if layers is None else layers[i]
-            tokens, after = layer(tokens, condition, rotary, before, count, num_committed, block_mask)
+            arguments = (tokens, condition, rotary, before, count, num_committed, block_mask)
+            tokens, after = self.run_layer(layer, *arguments)
             states.append(after)
         return tokens, () if layers is None else tuple(states)
 

@@ -111,16 +111,25 @@ def measure_env(
 
 
 def measure_real_env(device: torch.device) -> dict[str, Any]:
-    """Frames per second of the real Memory Maze 9x9, resets included: one process, and one per core."""
+    """Frames per second of the real Memory Maze 9x9, resets included: one process of this project's fast
+    implementation, one per core, and one process as published."""
     cores = os.cpu_count() or 1
     renderers: tuple[Literal["egl", "osmesa"], ...] = ("egl", "osmesa") if device.type == "cuda" else ("osmesa",)
+    cases: dict[str, tuple[Literal["direct", "upstream"], int]] = {
+        "one_process": ("direct", 1),
+        "one_per_core": ("direct", cores),
+    }
+    if device.type == "cuda":  # it takes half a minute in software rendering, and is judged on a GPU only
+        cases["one_process_as_published"] = ("upstream", 1)
     reasons = []
     for renderer in renderers:
         try:
-            rates = {}
-            for name, workers in (("one_process", 1), ("one_per_core", cores)):
-                result = measure(BenchConfig(episodes=1, workers=workers, gl=renderer), "direct")
-                rates[name] = result["frames_per_second"]
+            rates = {
+                name: measure(BenchConfig(episodes=1, workers=workers, gl=renderer), implementation)[
+                    "frames_per_second"
+                ]
+                for name, (implementation, workers) in cases.items()
+            }
             return {"env": "wm_gym/MemoryMaze-9x9-v0", "renderer": renderer, "cores": cores, **rates}
         except Exception as error:  # whatever rendering fails with in another process
             reasons.append(f"{renderer}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")

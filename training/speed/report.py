@@ -100,7 +100,12 @@ def _draw_batch(part: Record, axes: Any) -> None:
     sizes = [row["batch"] for row in rows]
     axes[0].plot(sizes, [row["frames_per_second"] for row in rows], "o-", label="ours")
     axes[0].plot(sizes, [row["roofline_frames_per_second"] for row in rows], "--", label="copy bandwidth")
-    for name, label in (("one_process", "real, one process"), ("one_per_core", "real, one process per core")):
+    names = {
+        "one_process_as_published": "real, one process, as published",
+        "one_process": "real, one process",
+        "one_per_core": "real, one process per core",
+    }
+    for name, label in names.items():
         if name in part.get("real_env", {}):
             axes[0].axhline(part["real_env"][name], linestyle=":", color="gray", label=label)
     axes[1].plot(sizes, [_mebibytes(row["state_bytes"]) for row in rows], "o-", label="state")

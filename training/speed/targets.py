@@ -53,9 +53,9 @@ def _at_best(record: Record, key: str) -> float | None:
     return best[key] if best else None
 
 
-def _over_real(record: Record) -> float | None:
+def _over_real(record: Record, name: str) -> float | None:
     best, real = _best_batch(record), record.get("batch", {}).get("real_env", {})
-    return best["frames_per_second"] / real["one_process"] if best and "one_process" in real else None
+    return best["frames_per_second"] / real[name] if best and name in real else None
 
 
 def _training(record: Record) -> float | None:
@@ -101,7 +101,18 @@ H200: tuple[Target, ...] = (
         lambda x: x >= 40_000,
     ),
     ("share of the roofline there", ">= 0.5", lambda r: _at_best(r, "share_of_roofline"), lambda x: x >= 0.5),
-    ("over one process of the real environment", ">= 500", _over_real, lambda x: x >= 500),
+    (
+        "over one process of the real environment as published",
+        ">= 500",
+        lambda r: _over_real(r, "one_process_as_published"),
+        lambda x: x >= 500,
+    ),
+    (
+        "over one process of the real environment as stepped here",
+        ">= 500",
+        lambda r: _over_real(r, "one_process"),
+        lambda x: x >= 500,
+    ),
     ("training, 8 x 400 frames, frames/s", ">= 45,000", _training, lambda x: x >= 45_000),
     ("vector environment, host overhead over the step", "<= 0.05", _overhead, lambda x: x <= 0.05),
 )

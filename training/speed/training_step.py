@@ -146,8 +146,8 @@ def recipe_step(recipe: Recipe, stage: Stage, device: torch.device) -> Callable[
         model=model,
         ema=ExponentialMovingAverage(dict(model.named_parameters()), recipe.ema_decay),
         optimizer=make_optimizer(model, recipe, device),
-        data_generator=torch.Generator(),
         noise_generator=torch.Generator(device).manual_seed(0),
+        data_seeds=[],
     )
     batch = random_batch(recipe.model, stage.batch_size, stage.length, device)
     weights, processes = equal_weights(recipe.model, device), Processes(0, 1, device, None)

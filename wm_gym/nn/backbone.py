@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from wm_gym.array_typing import (
     Actions,
@@ -86,6 +87,8 @@ class Backbone(nn.Module):
         self.event_head = EventHead(config)
         # Whether a pass without memory runs on the fused kernels where it can; the results differ by rounding only.
         self.use_fused_kernels = True
+        # Whether a pass with gradients keeps only each layer's input and computes the rest again when it is needed.
+        self.checkpoint_layers = False
 
     def make_layers(self) -> list[nn.Module]:
         """The layers between embedding and heads. Networks to compare with put others here (`training.baselines`)."""
@@ -152,17 +155,25 @@ class Backbone(nn.Module):
         if layers is None and fused:
             from wm_gym.nn.fused import run_layers
 
-            return run_layers(self.layers, tokens, condition, rotary), ()  # pyright: ignore[reportArgumentType]
+            tokens = run_layers(self.layers, tokens, condition, rotary, self.checkpoint_layers)  # pyright: ignore[reportArgumentType]
+            return tokens, ()
         block_mask = None
         if layers is None and tokens.is_cuda:
             block_mask = frame_block_mask(frames, c.num_tokens, c.window, tokens.device)
         new_layers = []
         for i, layer in enumerate(self.layers):
             before = None if layers is None else layers[i]
-            tokens, after = layer(tokens, condition, rotary, before, num_cached, num_committed, block_mask)
+            arguments = (tokens, condition, rotary, before, num_cached, num_committed, block_mask)
+            tokens, after = self.run_layer(layer, *arguments)
             if after is not None:
                 new_layers.append(after)
         return tokens, tuple(new_layers)
+
+    def run_layer(self, layer: nn.Module, *arguments: Any) -> tuple[Tokens, Any]:
+        """One layer, of which only the input is kept for the backward pass if so configured."""
+        if self.checkpoint_layers and torch.is_grad_enabled():
+            return checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore[reportReturnType]
+        return layer(*arguments)
 
 
 def fused_kernels_fit(config: WorldModelConfig, device: torch.device) -> bool:

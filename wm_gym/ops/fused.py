@@ -3,6 +3,9 @@
 Under autocast the tensors arrive in bf16 and the parameters in float32; the kernels compute in float32 throughout.
 """
 
+# pyright: reportIncompatibleMethodOverride=false
+# (PyTorch declares the methods of functions without their arguments.)
+
 from __future__ import annotations
 
 from typing import Any
@@ -12,6 +15,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from wm_gym.ops.triton.bias_gelu import bias_gelu as gelu_forward
+from wm_gym.ops.triton.bias_gelu import bias_gelu_backward
 from wm_gym.ops.triton.chunk_scan import chunk_scan, chunk_scan_backward
 from wm_gym.ops.triton.conv_silu import conv_silu, conv_silu_backward
 from wm_gym.ops.triton.frame_attention import frame_attention as attention_forward
@@ -88,19 +93,64 @@ class _ResidualNorm(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor, grad_modulated: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, grad_out: Tensor, grad_modulated: Tensor) -> tuple[Tensor | None, ...]:
         out, branch, gate, scale = ctx.saved_tensors
         return residual_norm_backward(grad_out.contiguous(), grad_modulated.contiguous(), out, branch, gate, scale)
 
 
-def residual_norm(tokens: Tensor, branch: Tensor, gate: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """``tokens + (1 + gate) * branch``, and that under adaptive layer norm (arXiv 2212.09748, section 3.2).
+class _Norm(Function):
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        tokens = tokens.contiguous()
+        ctx.save_for_backward(tokens, scale)
+        return residual_norm_forward(tokens, None, None, shift, scale)[1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        tokens, scale = ctx.saved_tensors
+        grad_tokens, _, _, grad_shift, grad_scale = residual_norm_backward(
+            None, grad.contiguous(), tokens, None, None, scale
+        )
+        return grad_tokens, grad_shift, grad_scale
+
+
+def modulated_norm(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Adaptive layer norm (arXiv 2212.09748, section 3.2).
 
     Args:
-        tokens, branch: ``[..., N, D]``.
-        gate, shift, scale: ``[R, D]``, one row for each frame of N tokens; their channels lie side by side.
+        tokens: ``[..., N, D]``.
+        shift, scale: ``[R, D]``, one row for each frame of N tokens; their channels lie side by side.
+    """
+    return _Norm.apply(tokens, shift, scale)
+
+
+def residual_norm(tokens: Tensor, branch: Tensor, gate: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """``tokens + (1 + gate) * branch``, and :func:`modulated_norm` of that.
+
+    Args:
+        branch: like ``tokens``.
+        gate: like ``shift`` and ``scale``.
     """
     return _ResidualNorm.apply(tokens, branch, gate, shift, scale)
+
+
+class _BiasGelu(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor) -> Tensor:
+        x = x.contiguous()
+        ctx.save_for_backward(x, bias)
+        return gelu_forward(x, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return bias_gelu_backward(grad.contiguous(), *ctx.saved_tensors)
+
+
+def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
+    """``gelu(x + bias)`` with tanh's approximation (arXiv 1606.08415); x ``[..., width]``, bias ``[width]``."""
+    return _BiasGelu.apply(x, bias.float())
 
 
 class _FrameAttention(Function):

@@ -5,6 +5,9 @@ same program: the state stays in registers, and an input is read once. Long sequ
 side by side; what each adds to the state is summed up first (`_scan_segments`) and handed on (`_scan_pass_on`).
 """
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
+# (Triton's types do not describe launches.)
+
 from __future__ import annotations
 
 import torch
@@ -257,8 +260,9 @@ def _scan_backward(
 
 def _segments(sequences: int, chunks: int) -> tuple[int, int]:
     """Number of segments of a sequence, and chunks in each."""
-    each = triton.cdiv(chunks, min(chunks, triton.cdiv(_PROGRAMS, sequences)))
-    return triton.cdiv(chunks, each), each
+    wanted = min(chunks, -(-_PROGRAMS // sequences))
+    each = -(-chunks // wanted)
+    return -(-chunks // each), each
 
 
 class _Shape:

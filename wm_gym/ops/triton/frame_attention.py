@@ -3,6 +3,9 @@
 A query sees whole frames, so nothing is masked: the keys of a program are one run of tokens.
 """
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
+# (Triton's types do not describe launches.)
+
 from __future__ import annotations
 
 import torch

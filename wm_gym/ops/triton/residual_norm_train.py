@@ -1,5 +1,8 @@
 """``tokens + (1 + gate) * branch``, then adaptive layer norm, in one pass forward and one pass backward."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
+# (Triton's types do not describe launches.)
+
 from __future__ import annotations
 
 import torch
@@ -15,7 +18,7 @@ _TOKENS = 16  # of one step of a program
 def _residual_forward(
     tokens, branch, gate, shift, scale, out, modulated,
     num_tokens, gate_row, shift_row, scale_row,
-    WIDTH: tl.constexpr, EPS: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_BRANCH: tl.constexpr, WIDTH: tl.constexpr, EPS: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     frame = tl.program_id(0).to(tl.int64)
     token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
@@ -23,12 +26,13 @@ def _residual_forward(
     inside = channel < WIDTH
     mask = (token < num_tokens)[:, None] & inside[None, :]
     at = (frame * num_tokens + token)[:, None] * WIDTH + channel[None, :]
-    g = tl.load(gate + frame * gate_row + channel, mask=inside, other=0.0).to(tl.float32)
     a = tl.load(shift + frame * shift_row + channel, mask=inside, other=0.0).to(tl.float32)
     m = tl.load(scale + frame * scale_row + channel, mask=inside, other=0.0).to(tl.float32)
     x = tl.load(tokens + at, mask=mask, other=0.0).to(tl.float32)
-    x += (1 + g)[None, :] * tl.load(branch + at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out + at, x.to(out.dtype.element_ty), mask=mask)
+    if HAS_BRANCH:
+        g = tl.load(gate + frame * gate_row + channel, mask=inside, other=0.0).to(tl.float32)
+        x += (1 + g)[None, :] * tl.load(branch + at, mask=mask, other=0.0).to(tl.float32)
+        tl.store(out + at, x.to(out.dtype.element_ty), mask=mask)
     centred = tl.where(mask, x - (tl.sum(x, 1) / WIDTH)[:, None], 0.0)
     deviation = tl.rsqrt(tl.sum(centred * centred, 1) / WIDTH + EPS)[:, None]
     y = centred * deviation * (1 + m)[None, :] + a[None, :]
@@ -40,13 +44,14 @@ def _residual_backward(
     grad_out, grad_modulated, out, branch, gate, scale,
     grad_tokens, grad_branch, grad_gate, grad_shift, grad_scale,
     num_tokens, gate_row, scale_row,
-    WIDTH: tl.constexpr, EPS: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_BRANCH: tl.constexpr, WIDTH: tl.constexpr, EPS: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program per frame, which sums the gradients of the frame's gate, shift and scale on the way."""
     frame = tl.program_id(0).to(tl.int64)
     channel = tl.arange(0, BLOCK)
     inside = channel < WIDTH
-    g = tl.load(gate + frame * gate_row + channel, mask=inside, other=0.0).to(tl.float32)
+    if HAS_BRANCH:
+        g = tl.load(gate + frame * gate_row + channel, mask=inside, other=0.0).to(tl.float32)
     m = tl.load(scale + frame * scale_row + channel, mask=inside, other=0.0).to(tl.float32)
     dgate = tl.zeros((BLOCK,), tl.float32)
     dshift = tl.zeros((BLOCK,), tl.float32)
@@ -66,49 +71,67 @@ def _residual_backward(
         mean = (tl.sum(dy, 1) / WIDTH)[:, None]
         overlap = (tl.sum(dy * normalised, 1) / WIDTH)[:, None]
         dx = deviation * (dy - mean - normalised * overlap)
-        dx += tl.load(grad_out + at, mask=mask, other=0.0).to(tl.float32)
+        if HAS_BRANCH:
+            dx += tl.load(grad_out + at, mask=mask, other=0.0).to(tl.float32)
+            tl.store(grad_branch + at, (dx * (1 + g)[None, :]).to(grad_branch.dtype.element_ty), mask=mask)
+            u = tl.load(branch + at, mask=mask, other=0.0).to(tl.float32)
+            dgate += tl.sum(tl.where(mask, dx * u, 0.0), 0)
         tl.store(grad_tokens + at, dx.to(grad_tokens.dtype.element_ty), mask=mask)
-        tl.store(grad_branch + at, (dx * (1 + g)[None, :]).to(grad_branch.dtype.element_ty), mask=mask)
-        u = tl.load(branch + at, mask=mask, other=0.0).to(tl.float32)
-        dgate += tl.sum(tl.where(mask, dx * u, 0.0), 0)
     at = frame * WIDTH + channel
-    tl.store(grad_gate + at, dgate.to(grad_gate.dtype.element_ty), mask=inside)
+    if HAS_BRANCH:
+        tl.store(grad_gate + at, dgate.to(grad_gate.dtype.element_ty), mask=inside)
     tl.store(grad_shift + at, dshift.to(grad_shift.dtype.element_ty), mask=inside)
     tl.store(grad_scale + at, dscale.to(grad_scale.dtype.element_ty), mask=inside)
 
 
-def residual_norm(tokens: Tensor, branch: Tensor, gate: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def residual_norm(
+    tokens: Tensor, branch: Tensor | None, gate: Tensor | None, shift: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
     """New tokens and their modulated norm.
 
     Args:
-        tokens, branch: ``[..., N, D]``, contiguous.
+        tokens: ``[..., N, D]``, contiguous.
+        branch: like ``tokens``; None (with ``gate`` None) leaves the tokens as they are.
         gate, shift, scale: one row per frame, ``[R, D]`` with any stride between rows.
     """
-    frames, width = gate.shape
+    frames, width = shift.shape
     num_tokens = tokens.numel() // (frames * width)
-    out, modulated = torch.empty_like(tokens), torch.empty_like(tokens)
+    has_branch = branch is not None
+    if branch is None or gate is None:
+        branch, gate = tokens, shift  # any pointers: they are not read
+    out, modulated = torch.empty_like(tokens) if has_branch else tokens, torch.empty_like(tokens)
     _residual_forward[(frames, triton.cdiv(num_tokens, _TOKENS))](
         tokens, branch, gate, shift, scale, out, modulated,
         num_tokens, gate.stride(0), shift.stride(0), scale.stride(0),
-        width, EPS, _TOKENS, triton.next_power_of_2(width),
+        has_branch, width, EPS, _TOKENS, triton.next_power_of_2(width),
         num_warps=4,
     )  # fmt: skip
     return out, modulated
 
 
 def residual_norm_backward(
-    grad_out: Tensor, grad_modulated: Tensor, out: Tensor, branch: Tensor, gate: Tensor, scale: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of tokens, branch, gate, shift and scale."""
-    frames, width = gate.shape
+    grad_out: Tensor | None,
+    grad_modulated: Tensor,
+    out: Tensor,
+    branch: Tensor | None,
+    gate: Tensor | None,
+    scale: Tensor,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
+    """Gradients of tokens, branch, gate, shift and scale; without a branch there is no ``grad_out`` either."""
+    frames, width = scale.shape
     num_tokens = out.numel() // (frames * width)
-    grad_tokens, grad_branch = torch.empty_like(out), torch.empty_like(branch)
-    grad_gate, grad_shift, grad_scale = (gate.new_empty(frames, width) for _ in range(3))
+    grad_tokens = torch.empty_like(out)
+    grad_shift, grad_scale = scale.new_empty(frames, width), scale.new_empty(frames, width)
+    has_branch = branch is not None
+    grad_branch, grad_gate = (torch.empty_like(out), scale.new_empty(frames, width)) if has_branch else (None, None)
+    if grad_out is None or branch is None or gate is None:
+        grad_out, branch, gate = out, out, scale  # any pointers: they are not read
     _residual_backward[(frames,)](
         grad_out, grad_modulated, out, branch, gate, scale,
-        grad_tokens, grad_branch, grad_gate, grad_shift, grad_scale,
+        grad_tokens, out if grad_branch is None else grad_branch, scale if grad_gate is None else grad_gate,
+        grad_shift, grad_scale,
         num_tokens, gate.stride(0), scale.stride(0),
-        width, EPS, _TOKENS, triton.next_power_of_2(width),
+        has_branch, width, EPS, _TOKENS, triton.next_power_of_2(width),
         num_warps=4,
     )  # fmt: skip
     return grad_tokens, grad_branch, grad_gate, grad_shift, grad_scale
