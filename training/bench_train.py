@@ -160,7 +160,6 @@ def measure(recipe: Recipe, stage: Stage, variant: str, config: BenchTrain) -> t
         model=model,
         ema=ExponentialMovingAverage(dict(model.named_parameters()), recipe.ema_decay),
         optimizer=make_optimizer(model, recipe, device),
-        data_generator=torch.Generator(),
         noise_generator=torch.Generator(device).manual_seed(config.seed),
     )
     batch = random_batch(recipe, stage, device)

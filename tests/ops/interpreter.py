@@ -34,4 +34,4 @@ def _dot_of_bfloat16(self: Any, a: Any, b: Any, *arguments: Any) -> Any:
 
 
 interpreter._patch_lang_tensor = _patch_tensor_for_numpy
-interpreter.InterpreterBuilder.create_dot = _dot_of_bfloat16
+interpreter.InterpreterBuilder.create_dot = _dot_of_bfloat16  # pyright: ignore[reportAttributeAccessIssue]
