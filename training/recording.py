@@ -14,6 +14,7 @@ import numpy as np
 from training.frames import FrameSource, RecordingOptions
 from training.policies import Policy
 from training.store import Episode
+from wm_gym.policies import policy_seed
 
 __all__ = [
     "EpisodeBuilder",
@@ -26,7 +27,6 @@ __all__ = [
     "recorded_action_space",
 ]
 
-POLICY_STREAM = 1  # keeps a policy's random numbers apart from those that its environment draws from the same seed
 STATIC_INFO = ("layout", "targets")  # what stays the same in an episode and is recorded once
 
 Step = tuple[Any, Any, bool, bool, dict[str, Any]]  # what env.step gives
@@ -54,11 +54,6 @@ def make_env(
     except (gym.error.Error, *refusals) as error:
         given = f" with {arguments}" if arguments else ""
         raise ValueError(f"Cannot make environment {env_id!r}{given}: {error}") from error
-
-
-def policy_seed(seed: int) -> int:
-    """The policy's seed for the episode of an environment seed."""
-    return int(np.random.SeedSequence((seed, POLICY_STREAM)).generate_state(1)[0])
 
 
 def recorded_action_space(space: gym.Space[Any]) -> gym.Space[Any]:

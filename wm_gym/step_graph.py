@@ -20,7 +20,7 @@ from wm_gym.nn.state import ModelState
 from wm_gym.ops import step as ops
 from wm_gym.step_memory import StepMemory
 from wm_gym.step_network import NetworkOutput, StepNetwork
-from wm_gym.world_model import WorldModel
+from wm_gym.world_model import WorldModel, WorldModelConfig
 
 _NUM_WARM_UPS = 3  # kernels are compiled and libraries make their workspaces before anything is captured
 
@@ -57,6 +57,8 @@ class StepGraph:
         num_denoising_steps: passes per frame.
         state_dtype: in which SSM states are kept, torch.float32 or torch.bfloat16; arithmetic is in float32.
         dtype: of weights and activations; None: bfloat16 on a GPU, float32 elsewhere.
+        backend: which version of the operations runs; "auto": the kernels on a GPU, if Triton is installed and they
+            take the model's sizes, else the plain one.
         capture: False runs operation by operation on a GPU too, to debug or to profile.
 
     Raises:
@@ -70,8 +72,12 @@ class StepGraph:
         num_denoising_steps: int = 1,
         state_dtype: torch.dtype = torch.float32,
         dtype: torch.dtype | None = None,
+        backend: ops.Backend = "auto",
         capture: bool = True,
     ) -> None:
+        if backend == "auto" and not _kernels_take(model.config):
+            backend = "plain"
+        self.backend: ops.Backend = backend
         schedule = linear_schedule(num_denoising_steps)
         if dtype is None:
             dtype = torch.bfloat16 if model.device.type == "cuda" else torch.float32
@@ -80,7 +86,7 @@ class StepGraph:
         self.memory = StepMemory(model.config, batch_size, device, dtype, state_dtype)
         self._changes = tuple(itertools.pairwise(schedule[:-1]))
         with torch.inference_mode(False), torch.no_grad():
-            self._network = StepNetwork(model, dtype)
+            self._network = StepNetwork(model, dtype, self.backend)
             self._reward_values = model.reward_values.clone()
             self._first_levels = self._network.embed_levels((0.0, schedule[0]))
             self._later_levels = [self._network.embed_levels((level,)) for _, level in self._changes]
@@ -90,7 +96,7 @@ class StepGraph:
             self.noise_keys = torch.zeros(batch_size, dtype=torch.int64, device=device)
             self.noise_counters = torch.zeros(batch_size, dtype=torch.int64, device=device)
             self._graph: torch.cuda.CUDAGraph | None = None
-            if capture and device.type == "cuda" and ops.uses_triton(device):
+            if capture and device.type == "cuda" and ops.uses_triton(device, backend):
                 self._capture()
 
     @property
@@ -159,7 +165,8 @@ class StepGraph:
     def _advance(self) -> StepOutput:
         """The step itself: reads and writes nothing but buffers."""
         memory, c = self.memory, self.config
-        noise = ops.frame_noise(self.noise_keys, self.noise_counters, (c.frame_channels, c.frame_height, c.frame_width))
+        shape = (c.frame_channels, c.frame_height, c.frame_width)
+        noise = ops.frame_noise(self.noise_keys, self.noise_counters, shape, backend=self.backend)
         poses = () if memory.pose is None or self._pose is None else (memory.pose, self._pose)
         has_action = torch.stack([memory.has_action, self._has_action], dim=1)
         condition = self._network.embed_actions((memory.action, self._action), has_action, poses)
@@ -196,8 +203,14 @@ class StepGraph:
                     self._advance()
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # Other threads, such as a data loader's, may use the GPU meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._output = self._advance()
             self._graph = graph
             self.memory.clear()
             self.noise_counters.zero_()
+
+
+def _kernels_take(config: WorldModelConfig) -> bool:
+    """Whether the Triton scan takes the sizes of a model: powers of two from 16 on."""
+    return all(size >= 16 and size & (size - 1) == 0 for size in (config.head_dim, config.state_dim))

@@ -12,6 +12,8 @@ from wm_gym.nn.block_scan import CONV_TAPS
 from wm_gym.nn.config import WorldModelConfig
 from wm_gym.nn.state import LayerState, ModelState, PendingFrame
 
+_ROWS_PER_COPY = 64  # bounds the memory that copying takes; a row may have tens of megabytes
+
 
 @dataclass(frozen=True)
 class LayerMemory:
@@ -120,40 +122,47 @@ class StepMemory:
         """
         if rows is None:
             rows = torch.arange(self.batch_size, device=self.device)
-        pending = state.pending
-        if pending is None:
-            raise ValueError("the state has seen no frame yet; call prefill with at least one real frame first.")
         if len(rows) != state.batch_size:
             raise ValueError(f"a state of {state.batch_size} rows was given for {len(rows)} rows.")
-        if (pending.pose is None) != (self.pose is None):
-            raise ValueError("the state must hold a pose exactly if the model is conditioned on poses.")
-        rows = rows.to(self.device)
-        num_committed = state.num_committed.to(self.device)
-        pairs: list[tuple[Tensor, Tensor | None]] = [
-            (self.frame, pending.frame),
-            (self.action, pending.action),
-            (self.has_action, pending.has_action),
-            (self.num_committed, num_committed),
-        ]
-        if self.pose is not None:
-            pairs.append((self.pose, pending.pose))
-        if len(state.layers) != len(self.layers):
-            raise ValueError(f"the state has {len(state.layers)} layers; expected {len(self.layers)}.")
-        slots = torch.arange(self.config.window, device=self.device)
-        positions = (slots - num_committed[:, None]) % self.config.window
-        for own, layer in zip(self.layers, state.layers, strict=True):
-            pairs += [(own.ssm_state, layer.ssm_state), (own.conv_state, layer.conv_state)]
-            pairs.append((own.kv_ring, _pick(layer.kv_cache.to(self.device), positions)))
+        pairs = self._matched(state)
         for buffer, values in pairs:
-            assert values is not None
             if values.shape[1:] != buffer.shape[1:]:
                 raise ValueError(
                     f"the state is of another model: a part of a row has shape {tuple(values.shape[1:])}; "
                     f"expected {tuple(buffer.shape[1:])}."
                 )
+        rows = rows.to(self.device)
+        slots = torch.arange(self.config.window, device=self.device)
+        positions = (slots - state.num_committed.to(self.device)[:, None]) % self.config.window
+        rings = {id(own.kv_ring) for own in self.layers}
         for buffer, values in pairs:
-            assert values is not None
-            buffer.index_copy_(0, rows, values.to(buffer.device, buffer.dtype))
+            values = values.to(buffer.device, buffer.dtype)
+            buffer.index_copy_(0, rows, _pick(values, positions) if id(buffer) in rings else values)
+
+    def _matched(self, state: ModelState) -> list[tuple[Tensor, Tensor]]:
+        """Buffers and what a state has for them; keys and values are newest last there. Raises as `load` does."""
+        pending = state.pending
+        if pending is None:
+            raise ValueError("the state has seen no frame yet; call prefill with at least one real frame first.")
+        if len(state.layers) != len(self.layers):
+            raise ValueError(f"the state has {len(state.layers)} layers; expected {len(self.layers)}.")
+        if (pending.pose is None) != (self.pose is None):
+            raise ValueError("the state must hold a pose exactly if the model is conditioned on poses.")
+        pairs = [
+            (self.frame, pending.frame),
+            (self.action, pending.action),
+            (self.has_action, pending.has_action),
+            (self.num_committed, state.num_committed),
+        ]
+        if self.pose is not None and pending.pose is not None:
+            pairs.append((self.pose, pending.pose))
+        for own, layer in zip(self.layers, state.layers, strict=True):
+            pairs += [
+                (own.ssm_state, layer.ssm_state),
+                (own.conv_state, layer.conv_state),
+                (own.kv_ring, layer.kv_cache),
+            ]
+        return pairs
 
     @torch.no_grad()
     def state(self, rows: Tensor | None = None) -> ModelState:
@@ -181,8 +190,9 @@ class StepMemory:
 
         The two memories must be of one model and have the same dtypes.
         """
-        for part, other in zip(self._parts, source._parts, strict=True):
-            part.index_copy_(1, rows, other.index_select(1, source_rows))
+        for some, others in zip(rows.split(_ROWS_PER_COPY), source_rows.split(_ROWS_PER_COPY), strict=True):
+            for part, other in zip(self._parts, source._parts, strict=True):
+                part.index_copy_(1, some, other.index_select(1, others))
 
     def resized(self, batch_size: int) -> StepMemory:
         """A copy with more rows; those beyond the old ones are zero."""

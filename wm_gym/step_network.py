@@ -38,14 +38,16 @@ class StepNetwork:
     Args:
         model: where the weights come from; later changes to it are not seen.
         dtype: of activations and of the weights of matrix products.
+        backend: which version of the operations runs.
     """
 
-    def __init__(self, model: WorldModel, dtype: torch.dtype) -> None:
+    def __init__(self, model: WorldModel, dtype: torch.dtype, backend: ops.Backend = "auto") -> None:
         backbone = model.backbone
         self.config, self.dtype = model.config, dtype
+        self._backend: ops.Backend = backend
         self._condition = _ConditionTable(backbone.condition)
         layers = [layer for layer in backbone.layers if isinstance(layer, Layer)]
-        self._layers = [_LayerWeights(layer, dtype) for layer in layers]
+        self._layers = [_LayerWeights(layer, dtype, backend) for layer in layers]
         modulations = [layer.modulation for layer in layers] + [backbone.frame_head.modulation]
         self._modulation = torch.cat([m.weight.detach() for m in modulations]).to(dtype)
         self._modulation_bias = torch.cat([m.bias.detach() for m in modulations]).to(dtype)
@@ -96,15 +98,22 @@ class StepNetwork:
         gate: Tensor | None = None
         for i, (weights, own) in enumerate(zip(self._layers, memory.layers, strict=True)):
             part = modulation[i * _PARTS_PER_LAYER : (i + 1) * _PARTS_PER_LAYER]
-            x = ops.residual_adaln(tokens, branch, gate, part[0], part[1])
+            x = self._adaln(tokens, branch, gate, part[0], part[1])
             branch = weights.scan(x.view(grid), own, num_committed).view_as(tokens)
-            x = ops.residual_adaln(tokens, branch, part[2], part[3], part[4])
+            x = self._adaln(tokens, branch, part[2], part[3], part[4])
             branch = weights.attend(x, heads, angles, own, memory.num_committed, num_committed).view_as(tokens)
-            x = ops.residual_adaln(tokens, branch, part[5], part[6], part[7])
+            x = self._adaln(tokens, branch, part[5], part[6], part[7])
             branch, gate = weights.feed_forward(x), part[8]
-        x = ops.residual_adaln(tokens, branch, gate, modulation[-2], modulation[-1])
+        x = self._adaln(tokens, branch, gate, modulation[-2], modulation[-1])
         newest = (batch, length, c.num_tokens, c.width)
-        return NetworkOutput(self._frame(x.view(newest)[:, -1]), *self._event_logits(tokens.view(newest)[:, -1]))
+        # Contiguous, for a matrix product of strided rows would be one of many small ones.
+        x, tokens = (part.view(newest)[:, -1].contiguous() for part in (x, tokens))
+        return NetworkOutput(self._frame(x), *self._event_logits(tokens))
+
+    def _adaln(
+        self, tokens: Tensor, branch: Tensor | None, gate: Tensor | None, shift: Tensor, scale: Tensor
+    ) -> Tensor:
+        return ops.residual_adaln(tokens, branch, gate, shift, scale, backend=self._backend)
 
     def _frame(self, tokens: Tensor) -> ModelFrame:
         c = self.config
@@ -143,9 +152,10 @@ class _LinearWeights:
 class _LayerWeights:
     """Weights of one layer, and its three parts without norms and residuals."""
 
-    def __init__(self, layer: Layer, dtype: torch.dtype) -> None:
+    def __init__(self, layer: Layer, dtype: torch.dtype, backend: ops.Backend) -> None:
         scan, attention, feed_forward = layer.block_scan, layer.local_attention, layer.feed_forward
         self.block_size = scan.block_size
+        self.backend: ops.Backend = backend
         self.in_proj, self.scan_out = _LinearWeights(scan.in_proj, dtype), _LinearWeights(scan.out_proj, dtype)
         self.conv_weight, self.conv_bias = _cast(scan.conv_weight), _cast(scan.conv_bias)
         self.dt_bias, self.skip = _cast(scan.dt_bias), _cast(scan.skip)
@@ -168,8 +178,9 @@ class _LayerWeights:
             memory.conv_state,
             self.block_size,
             num_committed,
+            backend=self.backend,
         )
-        return self.scan_out(ops.gated_norm(y, self.norm_weight))
+        return self.scan_out(ops.gated_norm(y, self.norm_weight, backend=self.backend))
 
     def attend(
         self,
@@ -182,7 +193,16 @@ class _LayerWeights:
     ) -> Tensor:
         """Frame-local attention, as `LocalAttention.forward`; ``heads`` is the shape of queries, keys and values."""
         qkv = self.qkv(x).view(heads)
-        y = ops.ring_attention(qkv, self.query_norm, self.key_norm, *angles, memory.kv_ring, num_cached, num_committed)
+        y = ops.ring_attention(
+            qkv,
+            self.query_norm,
+            self.key_norm,
+            *angles,
+            memory.kv_ring,
+            num_cached,
+            num_committed,
+            backend=self.backend,
+        )
         return self.attention_out(y)
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -210,7 +230,7 @@ class _ConditionTable:
     def __call__(self, actions: tuple[Action, ...], has_action: FrameMask, poses: tuple[Pose, ...]) -> Tensor:
         given = torch.stack(actions, dim=1)
         if self._table is not None:
-            condition = F.embedding(torch.where(has_action, given, len(self._table) - 1), self._table)
+            condition = F.embedding(given.masked_fill(~has_action, len(self._table) - 1), self._table)
         else:
             assert self._action is not None
             condition = torch.where(has_action[..., None], self._action(given), self._no_action)

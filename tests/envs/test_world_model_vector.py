@@ -320,10 +320,10 @@ def test_on_a_gpu_64_packaged_dreams_go_on_for_500_steps_without_growing():
     for t in range(500):
         obs, rewards, terminated, truncated, info = envs.step(actions[t])
         assert info["imagined_steps"].tolist() == [(t + 1) % 201] * 64
+        assert all(value.is_cuda for value in (obs, rewards, terminated, truncated))
         if t in (250, 499):
             torch.cuda.synchronize()
             memory.append((torch.cuda.memory_allocated(), torch.cuda.memory_reserved()))
-    assert all(value.is_cuda for value in (obs, rewards, terminated, truncated))
     assert memory[0] == memory[1]
     assert torch.equal(first, kept)
 

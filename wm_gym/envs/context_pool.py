@@ -65,7 +65,7 @@ class ContextPool:
         target.copy_rows(rows, self._memory, slots)
 
     def read(self, numbers: Iterable[int]) -> None:
-        """Reads those of the contexts in that are not there yet."""
+        """Reads in those contexts that are not there yet."""
         missing = [number for number in np.unique(np.fromiter(numbers, np.int64)) if self._slots[number] < 0]
         self._reserve(self._num_kept + len(missing))
         for first in range(0, len(missing), _CONTEXTS_PER_PASS):

@@ -97,7 +97,11 @@ class Dreams:
             self.model, num_rows, int(settings.num_denoising_steps), STATE_DTYPES[settings.state_dtype]
         )
         if device.type == "cuda" and not self._graph.is_captured:
-            warnings.warn("Triton is not installed, so steps are many times slower: pip install triton.", stacklevel=3)
+            warnings.warn(
+                "Steps run operation by operation, many times slower than as one graph: Triton is not installed (pip "
+                "install triton), or the model's head_dim or state_dim is not a power of two from 16 on.",
+                stacklevel=3,
+            )
         self._started = False
         self.frames = torch.zeros((num_rows, *self._frame_shape), dtype=torch.uint8, device=self.device)
         self.num_context_frames = np.zeros(num_rows, np.int64)

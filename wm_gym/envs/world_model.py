@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -70,7 +70,7 @@ class WorldModelEnv(gym.Env[np.ndarray, Any]):
         device: str | torch.device = "cpu",
         horizon: int = 1000,
         num_denoising_steps: int = 1,
-        state_dtype: str = "float32",
+        state_dtype: Literal["float32", "bfloat16"] = "float32",
         render_mode: str | None = None,
     ) -> None:
         if render_mode is not None and render_mode not in RENDER_MODES:

@@ -63,7 +63,7 @@ class WorldModelVectorEnv(VectorEnv[Any, Any, Any]):
         device: str | torch.device = "cpu",
         horizon: int = 1000,
         num_denoising_steps: int = 1,
-        state_dtype: str = "float32",
+        state_dtype: Literal["float32", "bfloat16"] = "float32",
         output: Literal["numpy", "torch"] = "numpy",
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: Literal["rgb_array"] | None = None,

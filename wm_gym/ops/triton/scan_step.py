@@ -1,8 +1,12 @@
 """The block-wise scan of one or two frames: every SSM state is read once and written once.
 
-One program holds the state of one head of one block (or of some of its rows). Few tokens per block run the recurrence
-itself, which is a stream of states through registers; more tokens run the state-space dual form, as matrix products.
+A first kernel filters: the convolution's result is needed by every head, and it is small beside the states. Then one
+program holds the state of one head of one block, or some of its rows. Few tokens per block run the recurrence itself,
+a stream of states through registers; more tokens run the state-space dual form, as matrix products.
 """
+
+# A kernel is Python in form only; the type checker does not know Triton's launches, loops and tuples.
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false
 
 from __future__ import annotations
 
@@ -10,10 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wm_gym.ops.triton.launch import matrix_operand, matrix_precision
+from wm_gym.ops.triton.launch import ceil_div, matrix_operand, matrix_precision, next_power_of_two
 
 _MAX_RECURRENT_TOKENS = 2
 _MAX_PIECE = 64  # tokens per matrix product
+_CONV_TILE = 2048  # values that one program filters
+_STATE_TILE = 4096  # values of a state that one program holds in the recurrence
 _FILLS_A_GPU = 256  # programs
 
 
@@ -42,60 +48,62 @@ def _silu(x):
 
 
 @triton.jit
-def _token_input(
-    fresh, past, channel, mask, block, TOKEN: tl.constexpr, CHANNELS: tl.constexpr, MIXED: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+def _conv_kernel(
+    projected, conv_weight, conv_bias, conv_state, filtered,
+    INNER: tl.constexpr, MIXED: tl.constexpr, CHANNELS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, FRAMES: tl.constexpr, COMMITTED: tl.constexpr,
+    TOKEN_TILE: tl.constexpr, CHANNEL_TILE: tl.constexpr,
 ):  # fmt: skip
-    """Input of the convolution at one token, which is in the convolution state if its number is negative."""
-    if TOKEN < 0:
-        value = tl.load(past + (TOKEN + 3) * MIXED + channel, mask, 0.0)
-    else:
-        row = _token_row(TOKEN, block, BLOCK_SIZE, ROWS, COLUMNS)
-        value = tl.load(fresh + row * CHANNELS + channel, mask, 0.0)
-    return value
+    """Convolution and SiLU in block order; the convolution state is read and, with COMMITTED tokens, moved on."""
+    BLOCKS: tl.constexpr = (ROWS // BLOCK_SIZE) * (COLUMNS // BLOCK_SIZE)
+    LENGTH: tl.constexpr = FRAMES * BLOCK_SIZE * BLOCK_SIZE
+    tiles: tl.constexpr = (LENGTH + TOKEN_TILE - 1) // TOKEN_TILE
+    tile = tl.program_id(0) % tiles
+    sequence = (tl.program_id(0) // tiles).to(tl.int64)
+    block = (sequence % BLOCKS).to(tl.int32)
+    dream_row = sequence // BLOCKS * (FRAMES * ROWS * COLUMNS)
+    fresh = projected + dream_row * CHANNELS + INNER
+    past = conv_state + sequence * (3 * MIXED)
 
-
-@triton.jit
-def _filtered_token(
-    fresh, past, conv_weight, conv_bias, channel, mask, block,
-    TOKEN: tl.constexpr, CHANNELS: tl.constexpr, MIXED: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Convolution and SiLU of one token, float32 [channels]."""
-    total = tl.load(conv_bias + channel, mask, 0.0).to(tl.float32)
+    channel = tl.program_id(1) * CHANNEL_TILE + tl.arange(0, CHANNEL_TILE)[None, :]
+    inside = channel < MIXED
+    token = tile * TOKEN_TILE + tl.arange(0, TOKEN_TILE)[:, None]
+    mask = (token < LENGTH) & inside
+    total = tl.load(conv_bias + channel, inside, 0.0).to(tl.float32)
     for tap in tl.static_range(4):
-        value = _token_input(
-            fresh, past, channel, mask, block, TOKEN + tap - 3, CHANNELS, MIXED, BLOCK_SIZE, ROWS, COLUMNS
+        value = _conv_input(
+            fresh, past, token + (tap - 3), channel, mask, block, CHANNELS, MIXED, BLOCK_SIZE, ROWS, COLUMNS
         )
-        total += value.to(tl.float32) * tl.load(conv_weight + tap * MIXED + channel, mask, 0.0).to(tl.float32)
-    return _silu(total)
+        total += value * tl.load(conv_weight + tap * MIXED + channel, inside, 0.0).to(tl.float32)
+    row = dream_row + _token_row(token, block, BLOCK_SIZE, ROWS, COLUMNS)
+    tl.store(filtered + row * MIXED + channel, _silu(total).to(filtered.dtype.element_ty), mask)
+
+    if COMMITTED > 0:
+        tap = tl.arange(0, 4)[:, None]
+        # Only the first tile reads the state, so it may write it, once all its threads have read.
+        kept = (tap < 3) & inside & (tile == 0)
+        newest = _conv_input(
+            fresh, past, COMMITTED - 3 + tap, channel, kept, block, CHANNELS, MIXED, BLOCK_SIZE, ROWS, COLUMNS
+        )
+        tl.debug_barrier()
+        tl.store(past + tap * MIXED + channel, newest.to(conv_state.dtype.element_ty), kept)
 
 
 @triton.jit
-def _filtered_tokens(
-    fresh, past, conv_weight, conv_bias, token, channel, token_mask, channel_mask, block,
-    CHANNELS: tl.constexpr, MIXED: tl.constexpr,
+def _conv_input(
+    fresh, past, token, channel, mask, block, CHANNELS: tl.constexpr, MIXED: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Convolution and SiLU of many tokens, float32 [tokens, channels]; zero where the masks are."""
-    mask = token_mask[:, None] & channel_mask[None, :]
-    total = tl.load(conv_bias + channel, channel_mask, 0.0).to(tl.float32)[None, :]
-    for tap in tl.static_range(4):
-        source = token + (tap - 3)
-        row = _token_row(tl.maximum(source, 0), block, BLOCK_SIZE, ROWS, COLUMNS)
-        exists = (source >= 0)[:, None]
-        value = tl.load(fresh + row[:, None] * CHANNELS + channel[None, :], mask & exists, 0.0).to(tl.float32)
-        if tap < 3:
-            place = past + (source + 3)[:, None] * MIXED + channel[None, :]
-            value += tl.load(place, mask & (source < 0)[:, None], 0.0).to(tl.float32)
-        total += value * tl.load(conv_weight + tap * MIXED + channel, channel_mask, 0.0).to(tl.float32)[None, :]
-    return tl.where(mask, _silu(total), 0.0)
+    """Inputs of the convolution, float32 [tokens, channels]; tokens -3 to -1 are in the convolution state."""
+    row = _token_row(tl.maximum(token, 0), block, BLOCK_SIZE, ROWS, COLUMNS)
+    new = tl.load(fresh + row * CHANNELS + channel, mask & (token >= 0), 0.0).to(tl.float32)
+    return new + tl.load(past + (token + 3) * MIXED + channel, mask & (token < 0), 0.0).to(tl.float32)
 
 
 @triton.jit
 def _recurrent_kernel(
-    projected, conv_weight, conv_bias, dt_bias, a, skip, ssm_state, conv_state, out,
-    HEADS: tl.constexpr, DIM: tl.constexpr, STATE: tl.constexpr, ROW_TILE: tl.constexpr,
+    projected, filtered, dt_bias, a, skip, ssm_state, out,
+    HEADS: tl.constexpr, DIM: tl.constexpr, STATE: tl.constexpr, ROW_TILE: tl.constexpr, STATE_TILE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, FRAMES: tl.constexpr, COMMITTED: tl.constexpr,
 ):  # fmt: skip
     """The recurrence, token by token, on [ROW_TILE, STATE] of a state; see the twin for the formula."""
@@ -103,50 +111,41 @@ def _recurrent_kernel(
     MIXED: tl.constexpr = INNER + 2 * STATE
     CHANNELS: tl.constexpr = INNER + MIXED + HEADS
     BLOCKS: tl.constexpr = (ROWS // BLOCK_SIZE) * (COLUMNS // BLOCK_SIZE)
-    TILES: tl.constexpr = DIM // ROW_TILE
+    TILES: tl.constexpr = (DIM + ROW_TILE - 1) // ROW_TILE
     tile = tl.program_id(0) % TILES
     head = tl.program_id(0) // TILES % HEADS
     sequence = (tl.program_id(0) // (TILES * HEADS)).to(tl.int64)
     block = (sequence % BLOCKS).to(tl.int32)
-    fresh = projected + sequence // BLOCKS * (FRAMES * ROWS * COLUMNS * CHANNELS)
-    written = out + sequence // BLOCKS * (FRAMES * ROWS * COLUMNS * INNER)
-    past = conv_state + sequence * (3 * MIXED)
+    dream_row = sequence // BLOCKS * (FRAMES * ROWS * COLUMNS)
 
     d = tile * ROW_TILE + tl.arange(0, ROW_TILE)
-    s = tl.arange(0, STATE)
+    s = tl.arange(0, STATE_TILE)
+    has_d, has_s = d < DIM, s < STATE
     place = ssm_state + (sequence * HEADS + head) * (DIM * STATE) + d[:, None] * STATE + s[None, :]
-    state = tl.load(place).to(tl.float32)
+    held = has_d[:, None] & has_s[None, :]
+    state = tl.load(place, held, 0.0).to(tl.float32)
     channel = head * DIM + d
     rate = tl.load(a + head).to(tl.float32)
     bias = tl.load(dt_bias + head).to(tl.float32)
     direct = tl.load(skip + head).to(tl.float32)
     for token in tl.static_range(FRAMES * BLOCK_SIZE * BLOCK_SIZE):
-        row = _token_row(token, block, BLOCK_SIZE, ROWS, COLUMNS)
-        dt = _softplus(tl.load(fresh + row * CHANNELS + INNER + MIXED + head).to(tl.float32) + bias)
-        gate = tl.load(fresh + row * CHANNELS + channel).to(tl.float32)
-        x = _filtered_token(
-            fresh + INNER, past, conv_weight, conv_bias, channel, d < DIM, block,
-            token, CHANNELS, MIXED, BLOCK_SIZE, ROWS, COLUMNS,
-        )  # fmt: skip
-        b = _filtered_token(
-            fresh + INNER, past, conv_weight, conv_bias, INNER + s, s < STATE, block,
-            token, CHANNELS, MIXED, BLOCK_SIZE, ROWS, COLUMNS,
-        )  # fmt: skip
-        c = _filtered_token(
-            fresh + INNER, past, conv_weight, conv_bias, INNER + STATE + s, s < STATE, block,
-            token, CHANNELS, MIXED, BLOCK_SIZE, ROWS, COLUMNS,
-        )  # fmt: skip
+        row = dream_row + _token_row(token, block, BLOCK_SIZE, ROWS, COLUMNS)
+        dt = _softplus(tl.load(projected + row * CHANNELS + INNER + MIXED + head).to(tl.float32) + bias)
+        gate = tl.load(projected + row * CHANNELS + channel, has_d, 0.0).to(tl.float32)
+        x = tl.load(filtered + row * MIXED + channel, has_d, 0.0).to(tl.float32)
+        b = tl.load(filtered + row * MIXED + INNER + s, has_s, 0.0).to(tl.float32)
+        c = tl.load(filtered + row * MIXED + INNER + STATE + s, has_s, 0.0).to(tl.float32)
         state = tl.exp(dt * rate) * state + (dt * x)[:, None] * b[None, :]
         y = tl.sum(state * c[None, :], axis=1) + direct * x
-        tl.store(written + row * INNER + channel, (y * _silu(gate)).to(out.dtype.element_ty))
+        tl.store(out + row * INNER + channel, (y * _silu(gate)).to(out.dtype.element_ty), has_d)
         if token + 1 == COMMITTED:
-            tl.store(place, state.to(ssm_state.dtype.element_ty))
+            tl.store(place, state.to(ssm_state.dtype.element_ty), held)
 
 
 @triton.jit
 def _chunk_kernel(
-    projected, conv_weight, conv_bias, dt_bias, a, skip, ssm_state, conv_state, out,
-    HEADS: tl.constexpr, DIM: tl.constexpr, STATE: tl.constexpr, ROW_TILE: tl.constexpr,
+    projected, filtered, dt_bias, a, skip, ssm_state, out,
+    HEADS: tl.constexpr, DIM: tl.constexpr, STATE: tl.constexpr, ROW_TILE: tl.constexpr, STATE_TILE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, FRAMES: tl.constexpr, COMMITTED: tl.constexpr,
     PIECE: tl.constexpr, PADDED: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -156,41 +155,34 @@ def _chunk_kernel(
     CHANNELS: tl.constexpr = INNER + MIXED + HEADS
     BLOCKS: tl.constexpr = (ROWS // BLOCK_SIZE) * (COLUMNS // BLOCK_SIZE)
     LENGTH: tl.constexpr = FRAMES * BLOCK_SIZE * BLOCK_SIZE
-    TILES: tl.constexpr = DIM // ROW_TILE
+    TILES: tl.constexpr = (DIM + ROW_TILE - 1) // ROW_TILE
     tile = tl.program_id(0) % TILES
     head = tl.program_id(0) // TILES % HEADS
     sequence = (tl.program_id(0) // (TILES * HEADS)).to(tl.int64)
     block = (sequence % BLOCKS).to(tl.int32)
-    fresh = projected + sequence // BLOCKS * (FRAMES * ROWS * COLUMNS * CHANNELS)
-    written = out + sequence // BLOCKS * (FRAMES * ROWS * COLUMNS * INNER)
-    past = conv_state + sequence * (3 * MIXED)
+    dream_row = sequence // BLOCKS * (FRAMES * ROWS * COLUMNS)
 
     d = tile * ROW_TILE + tl.arange(0, ROW_TILE)
-    s = tl.arange(0, STATE)
+    s = tl.arange(0, STATE_TILE)
+    has_d, has_s = d < DIM, s < STATE
     place = ssm_state + (sequence * HEADS + head) * (DIM * STATE) + d[:, None] * STATE + s[None, :]
-    state = tl.load(place).to(tl.float32)
+    held = has_d[:, None] & has_s[None, :]
+    state = tl.load(place, held, 0.0).to(tl.float32)
     channel = head * DIM + d
     rate = tl.load(a + head).to(tl.float32)
     bias = tl.load(dt_bias + head).to(tl.float32)
     direct = tl.load(skip + head).to(tl.float32)
     index = tl.arange(0, PADDED)
+    valid = index < PIECE
+    x_mask, s_mask = valid[:, None] & has_d[None, :], valid[:, None] & has_s[None, :]
     for piece in tl.static_range(LENGTH // PIECE):
         token = piece * PIECE + index
-        valid = index < PIECE
-        row = _token_row(token, block, BLOCK_SIZE, ROWS, COLUMNS)
-        x = _filtered_tokens(
-            fresh + INNER, past, conv_weight, conv_bias, token, channel, valid, d < DIM, block,
-            CHANNELS, MIXED, BLOCK_SIZE, ROWS, COLUMNS,
-        )  # fmt: skip
-        b = _filtered_tokens(
-            fresh + INNER, past, conv_weight, conv_bias, token, INNER + s, valid, s < STATE, block,
-            CHANNELS, MIXED, BLOCK_SIZE, ROWS, COLUMNS,
-        )  # fmt: skip
-        c = _filtered_tokens(
-            fresh + INNER, past, conv_weight, conv_bias, token, INNER + STATE + s, valid, s < STATE, block,
-            CHANNELS, MIXED, BLOCK_SIZE, ROWS, COLUMNS,
-        )  # fmt: skip
-        step = tl.load(fresh + row * CHANNELS + INNER + MIXED + head, valid, 0.0).to(tl.float32)
+        row = dream_row + _token_row(token, block, BLOCK_SIZE, ROWS, COLUMNS)
+        mixed = filtered + row[:, None] * MIXED
+        x = tl.load(mixed + channel[None, :], x_mask, 0.0)
+        b = tl.load(mixed + INNER + s[None, :], s_mask, 0.0)
+        c = tl.load(mixed + INNER + STATE + s[None, :], s_mask, 0.0)
+        step = tl.load(projected + row * CHANNELS + INNER + MIXED + head, valid, 0.0).to(tl.float32)
         # A padded token has dt = 0: it neither decays nor feeds the state.
         dt = tl.where(valid, _softplus(step + bias), 0.0)
         decay = tl.cumsum(dt * rate, 0)
@@ -200,46 +192,20 @@ def _chunk_kernel(
         scores = tl.dot(c.to(OPERAND), tl.trans(b.to(OPERAND)), input_precision=PRECISION) * weight
         y = tl.dot(scores.to(OPERAND), x.to(OPERAND), input_precision=PRECISION)
         # What the state adds and takes is not rounded to the operands' bfloat16.
-        y += tl.dot(c, tl.trans(state), input_precision=PRECISION) * tl.exp(decay)[:, None]
-        y += direct * x
-        cell = row[:, None]
-        tile_mask = valid[:, None] & (d < DIM)[None, :]
-        gate = tl.load(fresh + cell * CHANNELS + channel[None, :], tile_mask, 0.0).to(tl.float32)
-        tl.store(written + cell * INNER + channel[None, :], (y * _silu(gate)).to(out.dtype.element_ty), tile_mask)
+        y += tl.dot(c.to(tl.float32), tl.trans(state), input_precision=PRECISION) * tl.exp(decay)[:, None]
+        y += direct * x.to(tl.float32)
+        gate = tl.load(projected + row[:, None] * CHANNELS + channel[None, :], x_mask, 0.0).to(tl.float32)
+        tl.store(out + row[:, None] * INNER + channel[None, :], (y * _silu(gate)).to(out.dtype.element_ty), x_mask)
 
         if piece * PIECE < COMMITTED or piece + 1 < LENGTH // PIECE:
             kept = token < COMMITTED if piece * PIECE < COMMITTED else valid
             total = tl.sum(tl.where(kept, dt * rate, 0.0), 0)
             share = tl.where(kept, dt * tl.exp(tl.where(kept, total - decay, 0.0)), 0.0)
-            update = tl.dot(tl.trans(x * share[:, None]), b, input_precision=PRECISION)
+            fed = x.to(tl.float32) * share[:, None]
+            update = tl.dot(tl.trans(fed), b.to(tl.float32), input_precision=PRECISION)
             state = tl.exp(total) * state + update
-            if (piece + 1) * PIECE >= COMMITTED and piece * PIECE < COMMITTED:
-                tl.store(place, state.to(ssm_state.dtype.element_ty))
-
-
-@triton.jit
-def _conv_state_kernel(
-    projected, conv_state,
-    INNER: tl.constexpr, MIXED: tl.constexpr, MIXED_TILE: tl.constexpr, CHANNELS: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, FRAMES: tl.constexpr,
-):  # fmt: skip
-    """The last three inputs of the convolution after frame 0. Runs after all heads have read the ones before."""
-    BLOCKS: tl.constexpr = (ROWS // BLOCK_SIZE) * (COLUMNS // BLOCK_SIZE)
-    TOKENS: tl.constexpr = BLOCK_SIZE * BLOCK_SIZE
-    sequence = tl.program_id(0).to(tl.int64)
-    block = (sequence % BLOCKS).to(tl.int32)
-    fresh = projected + sequence // BLOCKS * (FRAMES * ROWS * COLUMNS * CHANNELS) + INNER
-    past = conv_state + sequence * (3 * MIXED)
-    channel = tl.arange(0, MIXED_TILE)
-    mask = channel < MIXED
-    value0 = _token_input(fresh, past, channel, mask, block, TOKENS - 3, CHANNELS, MIXED, BLOCK_SIZE, ROWS, COLUMNS)
-    value1 = _token_input(fresh, past, channel, mask, block, TOKENS - 2, CHANNELS, MIXED, BLOCK_SIZE, ROWS, COLUMNS)
-    value2 = _token_input(fresh, past, channel, mask, block, TOKENS - 1, CHANNELS, MIXED, BLOCK_SIZE, ROWS, COLUMNS)
-    tl.debug_barrier()  # with few tokens a place is read for one tap and written for another
-    stored: tl.constexpr = conv_state.dtype.element_ty
-    tl.store(past + channel, value0.to(stored), mask)
-    tl.store(past + MIXED + channel, value1.to(stored), mask)
-    tl.store(past + 2 * MIXED + channel, value2.to(stored), mask)
+            if piece * PIECE < COMMITTED and (piece + 1) * PIECE >= COMMITTED:
+                tl.store(place, state.to(ssm_state.dtype.element_ty), held)
 
 
 def scan_step(
@@ -257,45 +223,42 @@ def scan_step(
     """Kernel of :func:`wm_gym.ops.step.scan_step`.
 
     Raises:
-        ValueError: if the head or state dimension is not a power of two from 16 on, or memory is not contiguous.
+        ValueError: if the states are not contiguous.
     """
     batch, frames, rows, columns, channels = projected.shape
     blocks, heads, dim, state_dim = ssm_state.shape[1:]
-    for name, size in (("head_dim", dim), ("state_dim", state_dim)):
-        if size < 16 or size & (size - 1):
-            raise ValueError(f"{name} is {size}; the Triton scan takes powers of two from 16 on. Use backend='plain'.")
     if not (ssm_state.is_contiguous() and conv_state.is_contiguous()):
         raise ValueError("ssm_state and conv_state are changed in place and must be contiguous; pass them so.")
-    inner, tokens = heads * dim, block_size**2
+    inner, mixed, tokens = heads * dim, heads * dim + 2 * state_dim, block_size**2
     sequences = batch * blocks
-    projected = projected.contiguous()
+    projected, conv_weight, conv_bias = projected.contiguous(), conv_weight.contiguous(), conv_bias.contiguous()
+    dt_bias, a, skip = dt_bias.contiguous(), a.contiguous(), skip.contiguous()
     out = projected.new_empty(batch, frames, rows, columns, inner)
     grid = {"BLOCK_SIZE": block_size, "ROWS": rows, "COLUMNS": columns, "FRAMES": frames}
-    tensors = (projected, conv_weight, conv_bias, dt_bias, a, skip, ssm_state, conv_state, out)
-    if frames * tokens <= _MAX_RECURRENT_TOKENS:
-        kernel, special, warps = _recurrent_kernel, {}, 4
-        row_tile = dim
-    else:
-        piece = _piece(tokens, frames)
-        padded = max(16, triton.next_power_of_2(piece))
-        dtype = projected.dtype
-        special = {
-            "PIECE": piece,
-            "PADDED": padded,
-            "OPERAND": matrix_operand(dtype),
-            "PRECISION": matrix_precision(dtype),
-        }
-        kernel = _chunk_kernel
-        row_tile, warps = _row_tile(dim, sequences * heads), 4
-    kernel[(sequences * heads * (dim // row_tile),)](
-        *tensors, HEADS=heads, DIM=dim, STATE=state_dim, ROW_TILE=row_tile, **grid,
-        COMMITTED=num_committed * tokens, **special, num_warps=warps,
+    filtered = projected.new_empty(batch, frames, rows, columns, mixed)
+    committed = num_committed * tokens
+    # A tile that is not a whole sequence has more than 3 tokens, so that only the first reads the convolution state.
+    token_tile = min(16, next_power_of_two(frames * tokens))
+    channel_tile = min(_CONV_TILE // token_tile, next_power_of_two(mixed))
+    _conv_kernel[(sequences * ceil_div(frames * tokens, token_tile), ceil_div(mixed, channel_tile))](
+        projected, conv_weight, conv_bias, conv_state, filtered, inner, mixed, channels, **grid,
+        COMMITTED=committed, TOKEN_TILE=token_tile, CHANNEL_TILE=channel_tile, num_warps=4,
     )  # fmt: skip
-    if num_committed:
-        mixed = inner + 2 * state_dim
-        _conv_state_kernel[(sequences,)](
-            projected, conv_state, inner, mixed, triton.next_power_of_2(mixed), channels, **grid, num_warps=4
-        )
+    tensors = (projected, filtered, dt_bias, a, skip, ssm_state, out)
+    # A matrix product takes no less than 16.
+    whole, state_tile = max(16, next_power_of_two(dim)), max(16, next_power_of_two(state_dim))
+    sizes = {"HEADS": heads, "DIM": dim, "STATE": state_dim, "STATE_TILE": state_tile, **grid, "COMMITTED": committed}
+    if frames * tokens <= _MAX_RECURRENT_TOKENS:
+        row_tile = max(16, min(whole, _STATE_TILE // state_tile))
+        programs = sequences * heads * ceil_div(dim, row_tile)
+        _recurrent_kernel[(programs,)](*tensors, **sizes, ROW_TILE=row_tile, num_warps=4)
+        return out
+    piece, row_tile = _piece(tokens, frames), _row_tile(whole, sequences * heads)
+    padded = max(16, next_power_of_two(piece))
+    _chunk_kernel[(sequences * heads * ceil_div(dim, row_tile),)](
+        *tensors, **sizes, ROW_TILE=row_tile, PIECE=piece, PADDED=padded, OPERAND=matrix_operand(projected.dtype),
+        PRECISION=matrix_precision(projected.dtype), num_warps=8 if padded >= 64 else 4,
+    )  # fmt: skip
     return out
 
 

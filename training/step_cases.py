@@ -1,9 +1,8 @@
-"""Random inputs for the operations of a step, at any size, for tests of the twins and of the kernels."""
+"""Random inputs for the operations of a step, at any size: for their tests and for :mod:`training.bench_step_ops`."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,20 +11,17 @@ from torch import Tensor
 from wm_gym.nn.local_attention import Rotary
 
 
-@dataclass(frozen=True)
 class Draw:
     """Random tensors of one dtype on one device, from a seed."""
 
-    device: str = "cpu"
-    dtype: torch.dtype = torch.float32
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "generator", torch.Generator(self.device).manual_seed(self.seed))
+    def __init__(self, device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0) -> None:
+        self.device = device
+        self.dtype = dtype
+        self.generator = torch.Generator(device).manual_seed(seed)
 
     def __call__(self, *shape: int, dtype: torch.dtype | None = None, scale: float = 1.0) -> Tensor:
-        generator: torch.Generator = getattr(self, "generator")  # noqa: B009
-        values = torch.randn(*shape, generator=generator, device=self.device) * scale
+        """Normal values times ``scale``, ``shape``; in the draw's own dtype if None is given."""
+        values = torch.randn(*shape, generator=self.generator, device=self.device) * scale
         return values.to(self.dtype if dtype is None else dtype)
 
 
