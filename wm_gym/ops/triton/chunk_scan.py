@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from wm_gym.ops.triton.scan_steps import scan_steps_backward_kernel, scan_steps_kernel
 from wm_gym.ops.triton.token_order import token_index
 
 _CHUNK = 64
@@ -23,66 +24,6 @@ _STEP_CHUNKS = 16  # chunks whose step sizes a program computes
 _FORWARD_LAUNCH = {"num_warps": 4, "num_stages": 2, "maxnreg": 168}
 _BACKWARD_LAUNCH = {"num_warps": 4, "num_stages": 1}
 _PROGRAMS = 1024  # that keep a GPU busy; fewer sequences than that are cut into segments
-
-
-@triton.jit
-def _softplus(x):
-    return tl.where(x > 20, x, tl.log(1 + tl.exp(tl.minimum(x, 20.0))))
-
-
-@triton.jit
-def _scan_steps(
-    projected, dt_bias, log_decay, steps, decays, sources,
-    length, frames, chunks,
-    ROW: tl.constexpr, DT: tl.constexpr, HEADS: tl.constexpr, Q: tl.constexpr, CHUNKS: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr,
-):  # fmt: skip
-    """Step sizes; the logarithm to base 2 of the decay from the chunk's start up to each token; that minus log2(step).
-
-    The step is 0 where there is no token, which then neither decays nor feeds the state.
-    """
-    head = tl.program_id(0) % HEADS
-    chunk = tl.program_id(1) * CHUNKS + tl.arange(0, CHUNKS)[:, None]
-    position = chunk * Q + tl.arange(0, Q)[None, :]
-    token = token_index(tl.program_id(0) // HEADS, position, frames, ROWS, COLUMNS, SIZE)
-    raw = tl.load(projected + token * ROW + DT + head, mask=position < length, other=0.0).to(tl.float32)
-    dt = tl.where(position < length, _softplus(raw + tl.load(dt_bias + head)), 0.0)
-    rate = -tl.exp(tl.load(log_decay + head)) * 1.4426950408889634
-    at = tl.program_id(0).to(tl.int64) * chunks * Q + position
-    tl.store(steps + at, dt, mask=chunk < chunks)
-    decay = tl.cumsum(dt * rate, 1)
-    tl.store(decays + at, decay, mask=chunk < chunks)
-    tl.store(sources + at, decay - tl.log2(dt), mask=chunk < chunks)
-
-
-@triton.jit
-def _scan_steps_backward(
-    projected, dt_bias, log_decay, steps, grad_steps, grad_decays, grad_ends, grad_projected, partial,
-    length, frames, chunks,
-    ROW: tl.constexpr, DT: tl.constexpr, HEADS: tl.constexpr, Q: tl.constexpr, CHUNKS: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr,
-):  # fmt: skip
-    """From gradients of the natural logarithm of decays, and of that at each chunk's end, to those before softplus."""
-    head = tl.program_id(0) % HEADS
-    chunk = tl.program_id(1) * CHUNKS + tl.arange(0, CHUNKS)[:, None]
-    position = chunk * Q + tl.arange(0, Q)[None, :]
-    inside = position < length
-    token = token_index(tl.program_id(0) // HEADS, position, frames, ROWS, COLUMNS, SIZE)
-    sequence = tl.program_id(0).to(tl.int64)
-    at = sequence * chunks * Q + position
-    dt = tl.load(steps + at, mask=inside, other=0.0)
-    ddt = tl.load(grad_steps + at, mask=inside, other=0.0)
-    decay = tl.load(grad_decays + at, mask=inside, other=0.0)
-    end = tl.load(grad_ends + sequence * chunks + chunk, mask=chunk < chunks, other=0.0)
-    # The logarithm is summed up along the chunk, so its gradient is summed up from the chunk's end.
-    reverse = tl.sum(decay, 1)[:, None] - tl.cumsum(decay, 1) + decay + end
-    a = -tl.exp(tl.load(log_decay + head))
-    raw = tl.load(projected + token * ROW + DT + head, mask=inside, other=0.0).to(tl.float32)
-    grad = tl.where(inside, (ddt + a * reverse) * tl.sigmoid(raw + tl.load(dt_bias + head)), 0.0)
-    tl.store(grad_projected + token * ROW + DT + head, grad.to(grad_projected.dtype.element_ty), mask=inside)
-    row = partial + (sequence * tl.num_programs(1) + tl.program_id(1)) * 2
-    tl.store(row, a * tl.sum(reverse * dt))
-    tl.store(row + 1, tl.sum(grad))
 
 
 @triton.jit
@@ -318,7 +259,7 @@ def chunk_scan(
     """
     s = _Shape(projected, mixed, dt_bias.shape[0], inner, block_size)
     steps = torch.empty(3, s.sequences, s.chunks * _CHUNK, device=mixed.device)
-    _scan_steps[s.step_grid](
+    scan_steps_kernel[s.step_grid](
         projected, dt_bias, log_decay, *steps, s.length, s.frames, s.chunks, *s.step_sizes(), num_warps=4
     )
     initial = s.boundary_states(mixed, mixed, inner, steps, reverse=False)
@@ -366,7 +307,7 @@ def chunk_scan_backward(
         **_BACKWARD_LAUNCH,
     )  # fmt: skip
     partial = torch.empty(s.sequences // s.heads, s.heads, s.step_grid[1], 2, device=grad.device)
-    _scan_steps_backward[s.step_grid](
+    scan_steps_backward_kernel[s.step_grid](
         projected, dt_bias, log_decay, steps[0], grad_steps, grad_decays, grad_ends, grad_projected, partial,
         s.length, s.frames, s.chunks, *s.step_sizes(), num_warps=4,
     )  # fmt: skip
