@@ -185,8 +185,9 @@ def _report(
         cards=cards(subject, record["summary"]),
         video=video,
         video_caption=(
-            "One episode after the other, from the best to the worst. Below: PSNR by step, with the rewards of both "
-            f"({reference} on top, {env} at the bottom). On the map the way in the context is grey."
+            f"{'One episode after the other, from the best to the worst. ' if len(strips) > 1 else ''}"
+            f"Below the pictures: PSNR by step, with the rewards of both ({reference} on top, {env} at the bottom). "
+            "On the map the way in the context is grey."
         ),
         plots=plots,
         strips=strips,

@@ -87,7 +87,7 @@ def _list(entries: dict[str, str]) -> str:
 
 
 def _table(table: Any) -> str:
-    head = "".join(f"<th>{_text(HEADINGS.get(name, name.replace('_', ' ')))}</th>" for name in table.columns)
+    head = "".join(f"<th>{_text(HEADINGS.get(str(name), str(name).replace('_', ' ')))}</th>" for name in table.columns)
     rows = ("".join(f"<td>{_text(_cell(value))}</td>" for value in row) for row in table.itertuples(index=False))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(f'<tr>{row}</tr>' for row in rows)}</tbody></table>"
 

@@ -19,10 +19,8 @@ from wm_gym.comparison.identity import CheckpointIdentity, identify
 from wm_gym.comparison.lockstep import run_batch
 from wm_gym.comparison.output import check_extras, write_results
 from wm_gym.comparison.record import RecordFolder
+from wm_gym.comparison.recorded import Episodes, RecordedSide, ReplayPolicy
 from wm_gym.comparison.sides import (
-    Episodes,
-    RecordedSide,
-    ReplayPolicy,
     Side,
     check_spaces,
     checkpoint_of,
