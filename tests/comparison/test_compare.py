@@ -291,6 +291,7 @@ def test_a_users_function_and_an_sb3_model_can_be_named(config, tmp_path):
         ({"policy": "clever"}, "A policy is "),
         ({"policy": "navigator"}, "6 discrete actions"),
         ({"policy": "backtrack"}, "6 discrete actions"),
+        ({"real": "/tmp"}, "python -m training.compare --data /tmp"),
         ({"context": 0}, "context must be at least 1"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"seeds": "5-3"}, "range of seeds"),
