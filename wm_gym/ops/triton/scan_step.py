@@ -5,17 +5,21 @@ program holds the state of one head of one block, or some of its rows. Few token
 a stream of states through registers; more tokens run the state-space dual form, as matrix products.
 """
 
+# A kernel is Python in form only; the type checker does not know Triton's launches, loops and tuples.
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from wm_gym.ops.triton.launch import matrix_operand, matrix_precision
+from wm_gym.ops.triton.launch import ceil_div, matrix_operand, matrix_precision, next_power_of_two
 
 _MAX_RECURRENT_TOKENS = 2
 _MAX_PIECE = 64  # tokens per matrix product
 _CONV_TILE = 2048  # values that one program filters
+_STATE_TILE = 4096  # values of a state that one program holds in the recurrence
 _FILLS_A_GPU = 256  # programs
 
 
@@ -99,7 +103,7 @@ def _conv_input(
 @triton.jit
 def _recurrent_kernel(
     projected, filtered, dt_bias, a, skip, ssm_state, out,
-    HEADS: tl.constexpr, DIM: tl.constexpr, STATE: tl.constexpr, ROW_TILE: tl.constexpr,
+    HEADS: tl.constexpr, DIM: tl.constexpr, STATE: tl.constexpr, ROW_TILE: tl.constexpr, STATE_TILE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, FRAMES: tl.constexpr, COMMITTED: tl.constexpr,
 ):  # fmt: skip
     """The recurrence, token by token, on [ROW_TILE, STATE] of a state; see the twin for the formula."""
@@ -107,7 +111,7 @@ def _recurrent_kernel(
     MIXED: tl.constexpr = INNER + 2 * STATE
     CHANNELS: tl.constexpr = INNER + MIXED + HEADS
     BLOCKS: tl.constexpr = (ROWS // BLOCK_SIZE) * (COLUMNS // BLOCK_SIZE)
-    TILES: tl.constexpr = DIM // ROW_TILE
+    TILES: tl.constexpr = (DIM + ROW_TILE - 1) // ROW_TILE
     tile = tl.program_id(0) % TILES
     head = tl.program_id(0) // TILES % HEADS
     sequence = (tl.program_id(0) // (TILES * HEADS)).to(tl.int64)
@@ -115,9 +119,11 @@ def _recurrent_kernel(
     dream_row = sequence // BLOCKS * (FRAMES * ROWS * COLUMNS)
 
     d = tile * ROW_TILE + tl.arange(0, ROW_TILE)
-    s = tl.arange(0, STATE)
+    s = tl.arange(0, STATE_TILE)
+    has_d, has_s = d < DIM, s < STATE
     place = ssm_state + (sequence * HEADS + head) * (DIM * STATE) + d[:, None] * STATE + s[None, :]
-    state = tl.load(place).to(tl.float32)
+    held = has_d[:, None] & has_s[None, :]
+    state = tl.load(place, held, 0.0).to(tl.float32)
     channel = head * DIM + d
     rate = tl.load(a + head).to(tl.float32)
     bias = tl.load(dt_bias + head).to(tl.float32)
@@ -125,21 +131,21 @@ def _recurrent_kernel(
     for token in tl.static_range(FRAMES * BLOCK_SIZE * BLOCK_SIZE):
         row = dream_row + _token_row(token, block, BLOCK_SIZE, ROWS, COLUMNS)
         dt = _softplus(tl.load(projected + row * CHANNELS + INNER + MIXED + head).to(tl.float32) + bias)
-        gate = tl.load(projected + row * CHANNELS + channel).to(tl.float32)
-        x = tl.load(filtered + row * MIXED + channel).to(tl.float32)
-        b = tl.load(filtered + row * MIXED + INNER + s).to(tl.float32)
-        c = tl.load(filtered + row * MIXED + INNER + STATE + s).to(tl.float32)
+        gate = tl.load(projected + row * CHANNELS + channel, has_d, 0.0).to(tl.float32)
+        x = tl.load(filtered + row * MIXED + channel, has_d, 0.0).to(tl.float32)
+        b = tl.load(filtered + row * MIXED + INNER + s, has_s, 0.0).to(tl.float32)
+        c = tl.load(filtered + row * MIXED + INNER + STATE + s, has_s, 0.0).to(tl.float32)
         state = tl.exp(dt * rate) * state + (dt * x)[:, None] * b[None, :]
         y = tl.sum(state * c[None, :], axis=1) + direct * x
-        tl.store(out + row * INNER + channel, (y * _silu(gate)).to(out.dtype.element_ty))
+        tl.store(out + row * INNER + channel, (y * _silu(gate)).to(out.dtype.element_ty), has_d)
         if token + 1 == COMMITTED:
-            tl.store(place, state.to(ssm_state.dtype.element_ty))
+            tl.store(place, state.to(ssm_state.dtype.element_ty), held)
 
 
 @triton.jit
 def _chunk_kernel(
     projected, filtered, dt_bias, a, skip, ssm_state, out,
-    HEADS: tl.constexpr, DIM: tl.constexpr, STATE: tl.constexpr, ROW_TILE: tl.constexpr,
+    HEADS: tl.constexpr, DIM: tl.constexpr, STATE: tl.constexpr, ROW_TILE: tl.constexpr, STATE_TILE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, FRAMES: tl.constexpr, COMMITTED: tl.constexpr,
     PIECE: tl.constexpr, PADDED: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -149,7 +155,7 @@ def _chunk_kernel(
     CHANNELS: tl.constexpr = INNER + MIXED + HEADS
     BLOCKS: tl.constexpr = (ROWS // BLOCK_SIZE) * (COLUMNS // BLOCK_SIZE)
     LENGTH: tl.constexpr = FRAMES * BLOCK_SIZE * BLOCK_SIZE
-    TILES: tl.constexpr = DIM // ROW_TILE
+    TILES: tl.constexpr = (DIM + ROW_TILE - 1) // ROW_TILE
     tile = tl.program_id(0) % TILES
     head = tl.program_id(0) // TILES % HEADS
     sequence = (tl.program_id(0) // (TILES * HEADS)).to(tl.int64)
@@ -157,23 +163,25 @@ def _chunk_kernel(
     dream_row = sequence // BLOCKS * (FRAMES * ROWS * COLUMNS)
 
     d = tile * ROW_TILE + tl.arange(0, ROW_TILE)
-    s = tl.arange(0, STATE)
+    s = tl.arange(0, STATE_TILE)
+    has_d, has_s = d < DIM, s < STATE
     place = ssm_state + (sequence * HEADS + head) * (DIM * STATE) + d[:, None] * STATE + s[None, :]
-    state = tl.load(place).to(tl.float32)
+    held = has_d[:, None] & has_s[None, :]
+    state = tl.load(place, held, 0.0).to(tl.float32)
     channel = head * DIM + d
     rate = tl.load(a + head).to(tl.float32)
     bias = tl.load(dt_bias + head).to(tl.float32)
     direct = tl.load(skip + head).to(tl.float32)
     index = tl.arange(0, PADDED)
     valid = index < PIECE
-    mask = valid[:, None]
+    x_mask, s_mask = valid[:, None] & has_d[None, :], valid[:, None] & has_s[None, :]
     for piece in tl.static_range(LENGTH // PIECE):
         token = piece * PIECE + index
         row = dream_row + _token_row(token, block, BLOCK_SIZE, ROWS, COLUMNS)
         mixed = filtered + row[:, None] * MIXED
-        x = tl.load(mixed + channel[None, :], mask, 0.0)
-        b = tl.load(mixed + INNER + s[None, :], mask, 0.0)
-        c = tl.load(mixed + INNER + STATE + s[None, :], mask, 0.0)
+        x = tl.load(mixed + channel[None, :], x_mask, 0.0)
+        b = tl.load(mixed + INNER + s[None, :], s_mask, 0.0)
+        c = tl.load(mixed + INNER + STATE + s[None, :], s_mask, 0.0)
         step = tl.load(projected + row * CHANNELS + INNER + MIXED + head, valid, 0.0).to(tl.float32)
         # A padded token has dt = 0: it neither decays nor feeds the state.
         dt = tl.where(valid, _softplus(step + bias), 0.0)
@@ -186,8 +194,8 @@ def _chunk_kernel(
         # What the state adds and takes is not rounded to the operands' bfloat16.
         y += tl.dot(c.to(tl.float32), tl.trans(state), input_precision=PRECISION) * tl.exp(decay)[:, None]
         y += direct * x.to(tl.float32)
-        gate = tl.load(projected + row[:, None] * CHANNELS + channel[None, :], mask, 0.0).to(tl.float32)
-        tl.store(out + row[:, None] * INNER + channel[None, :], (y * _silu(gate)).to(out.dtype.element_ty), mask)
+        gate = tl.load(projected + row[:, None] * CHANNELS + channel[None, :], x_mask, 0.0).to(tl.float32)
+        tl.store(out + row[:, None] * INNER + channel[None, :], (y * _silu(gate)).to(out.dtype.element_ty), x_mask)
 
         if piece * PIECE < COMMITTED or piece + 1 < LENGTH // PIECE:
             kept = token < COMMITTED if piece * PIECE < COMMITTED else valid
@@ -197,7 +205,7 @@ def _chunk_kernel(
             update = tl.dot(tl.trans(fed), b.to(tl.float32), input_precision=PRECISION)
             state = tl.exp(total) * state + update
             if piece * PIECE < COMMITTED and (piece + 1) * PIECE >= COMMITTED:
-                tl.store(place, state.to(ssm_state.dtype.element_ty))
+                tl.store(place, state.to(ssm_state.dtype.element_ty), held)
 
 
 def scan_step(
@@ -215,36 +223,39 @@ def scan_step(
     """Kernel of :func:`wm_gym.ops.step.scan_step`.
 
     Raises:
-        ValueError: if the head or state dimension is not a power of two from 16 on, or memory is not contiguous.
+        ValueError: if the states are not contiguous.
     """
     batch, frames, rows, columns, channels = projected.shape
     blocks, heads, dim, state_dim = ssm_state.shape[1:]
-    for name, size in (("head_dim", dim), ("state_dim", state_dim)):
-        if size < 16 or size & (size - 1):
-            raise ValueError(f"{name} is {size}; the Triton scan takes powers of two from 16 on. Use backend='plain'.")
     if not (ssm_state.is_contiguous() and conv_state.is_contiguous()):
         raise ValueError("ssm_state and conv_state are changed in place and must be contiguous; pass them so.")
     inner, mixed, tokens = heads * dim, heads * dim + 2 * state_dim, block_size**2
     sequences = batch * blocks
-    projected = projected.contiguous()
+    projected, conv_weight, conv_bias = projected.contiguous(), conv_weight.contiguous(), conv_bias.contiguous()
+    dt_bias, a, skip = dt_bias.contiguous(), a.contiguous(), skip.contiguous()
     out = projected.new_empty(batch, frames, rows, columns, inner)
     grid = {"BLOCK_SIZE": block_size, "ROWS": rows, "COLUMNS": columns, "FRAMES": frames}
     filtered = projected.new_empty(batch, frames, rows, columns, mixed)
     committed = num_committed * tokens
-    token_tile = min(16, triton.next_power_of_2(frames * tokens))
-    channel_tile = min(_CONV_TILE // token_tile, triton.next_power_of_2(mixed))
-    _conv_kernel[(sequences * triton.cdiv(frames * tokens, token_tile), triton.cdiv(mixed, channel_tile))](
+    # A tile that is not a whole sequence has more than 3 tokens, so that only the first reads the convolution state.
+    token_tile = min(16, next_power_of_two(frames * tokens))
+    channel_tile = min(_CONV_TILE // token_tile, next_power_of_two(mixed))
+    _conv_kernel[(sequences * ceil_div(frames * tokens, token_tile), ceil_div(mixed, channel_tile))](
         projected, conv_weight, conv_bias, conv_state, filtered, inner, mixed, channels, **grid,
         COMMITTED=committed, TOKEN_TILE=token_tile, CHANNEL_TILE=channel_tile, num_warps=4,
     )  # fmt: skip
     tensors = (projected, filtered, dt_bias, a, skip, ssm_state, out)
-    sizes = {"HEADS": heads, "DIM": dim, "STATE": state_dim, **grid, "COMMITTED": committed}
+    # A matrix product takes no less than 16.
+    whole, state_tile = max(16, next_power_of_two(dim)), max(16, next_power_of_two(state_dim))
+    sizes = {"HEADS": heads, "DIM": dim, "STATE": state_dim, "STATE_TILE": state_tile, **grid, "COMMITTED": committed}
     if frames * tokens <= _MAX_RECURRENT_TOKENS:
-        _recurrent_kernel[(sequences * heads,)](*tensors, **sizes, ROW_TILE=dim, num_warps=4)
+        row_tile = max(16, min(whole, _STATE_TILE // state_tile))
+        programs = sequences * heads * ceil_div(dim, row_tile)
+        _recurrent_kernel[(programs,)](*tensors, **sizes, ROW_TILE=row_tile, num_warps=4)
         return out
-    piece, row_tile = _piece(tokens, frames), _row_tile(dim, sequences * heads)
-    padded = max(16, triton.next_power_of_2(piece))
-    _chunk_kernel[(sequences * heads * (dim // row_tile),)](
+    piece, row_tile = _piece(tokens, frames), _row_tile(whole, sequences * heads)
+    padded = max(16, next_power_of_two(piece))
+    _chunk_kernel[(sequences * heads * ceil_div(dim, row_tile),)](
         *tensors, **sizes, ROW_TILE=row_tile, PIECE=piece, PADDED=padded, OPERAND=matrix_operand(projected.dtype),
         PRECISION=matrix_precision(projected.dtype), num_warps=8 if padded >= 64 else 4,
     )  # fmt: skip
