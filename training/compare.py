@@ -18,7 +18,7 @@ import tyro
 from training.store import SPLITS, EpisodeStore, open_store
 from wm_gym.comparison.command import run_compare
 from wm_gym.comparison.config import CompareConfig
-from wm_gym.comparison.sides import RecordedEpisode
+from wm_gym.comparison.recorded import RecordedEpisode
 
 STATIC_INFO = ("layout", "targets")  # what a store keeps once for each episode
 

@@ -60,8 +60,11 @@ def video_frames(film: Film) -> Iterator[np.ndarray]:
         yield _draw_pair(enlarge(real, scale), enlarge(dream, scale), reading, caption, note, progress)
 
 
-def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int) -> None:
-    """Writes uint8 RGB frames of even size as H.264 (yuv420p), atomically. Raises ImportError without its package."""
+def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int, quality: int = 7) -> None:
+    """Writes uint8 RGB frames of even size as H.264 (yuv420p), atomically; quality from 0 to 10.
+
+    Raises ImportError without imageio-ffmpeg.
+    """
     try:
         import imageio_ffmpeg
     except ImportError as error:
@@ -77,7 +80,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int) -> Non
             codec="libx264",
             pix_fmt_out="yuv420p",
             macro_block_size=2,
-            quality=7,
+            quality=quality,
             output_params=["-movflags", "+faststart"],
         )
         try:

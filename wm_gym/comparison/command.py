@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from wm_gym.comparison.config import CompareConfig
+from wm_gym.comparison.recorded import Episodes
 from wm_gym.comparison.run import Comparison, compare
-from wm_gym.comparison.sides import Episodes
 
 
 def run_compare(config: CompareConfig, episodes: Episodes | None = None) -> Comparison:

@@ -53,9 +53,9 @@ class CompareConfig:
     """With `against` a dream: name or path of the clips from which both start; the seed chooses one."""
     tolerance: int = 2
     """Steps by which a dreamed reward may come early or late and still count as a hit."""
-    part_psnr: float = 18.0
-    """Dream and reality have parted where PSNR stays below this, in dB, ..."""
-    part_steps: int = 10
+    part_psnr: float = 22.0
+    """Dream and reality have parted where PSNR stays below this, in dB (a blur of the right colours reaches 20), ..."""
+    part_steps: int = 5
     """... for so many steps in a row; the first of them is the step at which they part."""
     films: int = 3
     """Episodes in compare.mp4 and among the film strips, from the best to the worst; 0: no video."""

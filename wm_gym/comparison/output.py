@@ -34,6 +34,7 @@ from wm_gym.film import pillow, strip_steps, write_strip, write_video
 from wm_gym.machine import commit, versions
 
 VIDEO_FPS = 15
+VIDEO_QUALITY = 5  # of 10; the page holds the whole film
 POSTER_STEP = 20
 PLOT_SIZE = (11.4, 3.5)  # inches of 100 pixels
 PACKAGES = ("wm-gym", "torch", "numpy", "gymnasium", "torchmetrics", "pandas", "memory-maze", "mujoco")
@@ -68,8 +69,7 @@ def write_results(
     strips = _write_strips(subject, shown)
     median = min(range(len(shown)), key=lambda index: shown[index][0] != "median")
     with atomic_path(out / "compare.png") as temporary:
-        figure = quality_figure(episodes, criteria.part_psnr, subject.names[1], PLOT_SIZE)
-        write_summary_picture(temporary, strips[median][1], figure)
+        write_summary_picture(temporary, strips[median][1], episodes, criteria.part_psnr, subject.names[1])
     video = None if subject.config.films == 0 else _write_film(subject, shown)
     write_json(out / "compare.json", record)
     page = render(_report(subject, criteria, episodes, tables, record, video, strips))
@@ -94,7 +94,9 @@ def _write_film(subject: Subject, shown: Sequence[tuple[str, EpisodeFigures]]) -
     """Writes the film; returns its path and the picture, as PNG, that stands for it."""
     path = subject.config.out / "compare.mp4"
     total = sum(film_length(episode) for _, episode in shown)
-    write_video(path, tqdm(_film_frames(subject, shown), total=total, desc="film", unit="frame"), VIDEO_FPS)
+    write_video(
+        path, tqdm(_film_frames(subject, shown), total=total, desc="film", unit="frame"), VIDEO_FPS, VIDEO_QUALITY
+    )
     rank, episode = shown[0]
     step = min(POSTER_STEP, episode.record.num_steps)
     picture = comparison_frame(episode, _captions(subject, rank, episode), subject.config.part_psnr, step)
@@ -183,8 +185,9 @@ def _report(
         cards=cards(subject, record["summary"]),
         video=video,
         video_caption=(
-            "One episode after the other, from the best to the worst. Below: PSNR by step, with the rewards of both "
-            f"({reference} on top, {env} at the bottom). On the map the way in the context is grey."
+            f"{'One episode after the other, from the best to the worst. ' if len(strips) > 1 else ''}"
+            f"Below the pictures: PSNR by step, with the rewards of both ({reference} on top, {env} at the bottom). "
+            "On the map the way in the context is grey."
         ),
         plots=plots,
         strips=strips,

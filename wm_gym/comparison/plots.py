@@ -84,18 +84,19 @@ def to_svg(figure: Any) -> str:
     return text[text.index("<svg") :]
 
 
-def write_summary_picture(path: Path, strip: Path, figure: Any) -> None:
-    """Writes a PNG of 256 colours: a film strip above a figure."""
+def write_summary_picture(
+    path: Path, strip: Path, episodes: Sequence[EpisodeFigures], part_psnr: float, name_under_test: str
+) -> None:
+    """Writes a PNG of 256 colours: a film strip above the figure of `quality_figure`, equally wide."""
     image_module, _, _ = pillow()
+    top = image_module.open(strip).convert("RGB")
+    figure = quality_figure(episodes, part_psnr, name_under_test, (max(top.width / DPI, 8), 3.4))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, facecolor=_hex(BACKGROUND))
-    parts = [image_module.open(strip).convert("RGB"), image_module.open(buffer).convert("RGB")]
-    size = max(part.width for part in parts), sum(part.height for part in parts)
-    image = image_module.new("RGB", size, BACKGROUND)
-    top = 0
-    for part in parts:
-        image.paste(part, ((size[0] - part.width) // 2, top))
-        top += part.height
+    bottom = image_module.open(buffer).convert("RGB")
+    image = image_module.new("RGB", (max(top.width, bottom.width), top.height + bottom.height), BACKGROUND)
+    image.paste(top, (0, 0))
+    image.paste(bottom, (0, top.height))
     image.quantize(256).save(path, optimize=True)
 
 

@@ -9,6 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+HEADINGS = {
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "psnr_std": "± PSNR",
+    "ssim_std": "± SSIM",
+    "psnr_copy_last": "still picture",
+}
 STYLE = Path(__file__).with_name("report.css")
 
 
@@ -80,13 +87,13 @@ def _list(entries: dict[str, str]) -> str:
 
 
 def _table(table: Any) -> str:
-    head = "".join(f"<th>{_text(str(name).replace('_', ' '))}</th>" for name in table.columns)
+    head = "".join(f"<th>{_text(HEADINGS.get(str(name), str(name).replace('_', ' ')))}</th>" for name in table.columns)
     rows = ("".join(f"<td>{_text(_cell(value))}</td>" for value in row) for row in table.itertuples(index=False))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(f'<tr>{row}</tr>' for row in rows)}</tbody></table>"
 
 
 def _cell(value: Any) -> str:
-    if value is None or value != value:  # NaN, in pandas' way of missing
+    if value is None or value == "" or value != value:  # NaN, in pandas' way of missing
         return "–"
     if isinstance(value, float):
         return f"{value:.0f}" if value == int(value) else f"{value:.2f}"

@@ -19,10 +19,8 @@ from wm_gym.comparison.identity import CheckpointIdentity, identify
 from wm_gym.comparison.lockstep import run_batch
 from wm_gym.comparison.output import check_extras, write_results
 from wm_gym.comparison.record import RecordFolder
+from wm_gym.comparison.recorded import Episodes, RecordedSide, ReplayPolicy
 from wm_gym.comparison.sides import (
-    Episodes,
-    RecordedSide,
-    ReplayPolicy,
     Side,
     check_spaces,
     checkpoint_of,
@@ -100,7 +98,7 @@ def compare(
         env_kwargs=plan.env_kwargs,
         reference_id=plan.reference_id,
         reference_kwargs=plan.reference_kwargs,
-        policy=plan.policy_name,
+        policy=Path(plan.policy_name).name if Path(plan.policy_name).is_absolute() else plan.policy_name,
         recording=None if episodes is None else episodes.name,
         env_checkpoint=checkpoints[0],
         reference_checkpoint=checkpoints[1],
@@ -118,6 +116,11 @@ def _plan(config: CompareConfig, policy: Any, episodes: Episodes | None) -> _Pla
         reference = config.against, parse_kwargs("against_kwargs", config.against_kwargs)
     else:
         reference = config.real, parse_kwargs("real_kwargs", config.real_kwargs)
+        if Path(config.real).is_dir():
+            raise ValueError(
+                f"{config.real} is a folder, not an environment's id; recorded episodes are compared by "
+                f"`python -m training.compare --data {config.real}`."
+            )
     if config.seeds is None:
         seeds = parse_seeds(DEFAULT_SEEDS) if episodes is None else list(episodes.seeds)
     else:
