@@ -15,6 +15,7 @@ import torch
 from wm_gym.contexts import make_context
 from wm_gym.envs.dreams import Dreams, DreamState, check_actions
 from wm_gym.envs.window import Window
+from wm_gym.world_model import WorldModel
 
 RENDER_MODES = ("rgb_array", "human")
 
@@ -76,6 +77,11 @@ class WorldModelEnv(gym.Env[np.ndarray, Any]):
         self.render_mode = render_mode
         self._window = Window("wm_gym", self.metadata["render_fps"]) if render_mode == "human" else None
         self._closed = False
+
+    @property
+    def model(self) -> WorldModel:
+        """The network. Environments of one checkpoint may share its weights."""
+        return self._dreams.model
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
