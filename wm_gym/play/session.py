@@ -43,7 +43,7 @@ class Picture:
     by_agent: bool
     psnr: float | None  # dB, of the dream against the real environment
     pose: list[float] | None
-    target: int | None
+    target: dict[str, Any] | None  # what is to be found now: {"index": int, "color": [r, g, b] in [0, 1] or None}
     ended: str | None
     env_seconds: float  # inside the environments' own code
 
@@ -241,7 +241,6 @@ class Session:
         if self.real is not None and phase == "play":
             worlds[self.real.label]["total"] -= self._real_total_before  # both count from the beginning of the dream
             quality = float(psnr(self.main.obs, self.real.obs))
-        target = self.worlds[-1].info.get("target_index")
         return Picture(
             phase=phase,
             views=views,
@@ -251,7 +250,7 @@ class Session:
             by_agent=by_agent,
             psnr=quality,
             pose=self._pose(),
-            target=None if target is None else int(target),
+            target=_target(self.worlds[-1].info),
             ended=self.ended if phase == "play" else None,
             env_seconds=env_seconds,
         )
@@ -263,6 +262,13 @@ def maze_map(info: dict[str, Any]) -> dict[str, Any] | None:
     if layout.ndim != 2 or np.asarray(info.get("pose", ())).shape != (4,):
         return None
     return {"walls": layout.astype(int).tolist(), "targets": np.asarray(info.get("targets", ())).tolist()}
+
+
+def _target(info: dict[str, Any]) -> dict[str, Any] | None:
+    if "target_index" not in info:
+        return None
+    color = info.get("target_color")
+    return {"index": int(info["target_index"]), "color": None if color is None else np.round(color, 3).tolist()}
 
 
 def _walker(real: World, seed: int) -> Policy:

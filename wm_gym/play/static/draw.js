@@ -33,6 +33,7 @@ export class MazeMap {
     if (inContext) this.contextPoints = this.path.length;
   }
 
+  /** `pose` is [x, y, heading x, heading y], `target` {index, color: [r, g, b] in 0..1 or null} or null. */
   draw(pose, target) {
     if (!this.maze || !pose) return;
     const side = this.#fit();
@@ -43,15 +44,16 @@ export class MazeMap {
       ["wall", "floor", "dream", "real", "soft", "ink"].map((name) => [name, this.#color(name)]),
     );
     const at = ([x, y]) => [(x + 0.3) * unit, (rows - y + 0.3) * unit];
-    context.clearRect(0, 0, side, side);
     context.fillStyle = colors.wall;
+    context.fillRect(0, 0, side, side);
+    context.fillStyle = colors.floor;
     this.maze.walls.forEach((row, y) => row.forEach((wall, x) => {
       const [left, bottom] = at([x, y]);
-      if (wall) context.fillRect(left - 0.3, bottom - unit - 0.3, unit + 0.6, unit + 0.6);
+      if (!wall) context.fillRect(left - 0.3, bottom - unit - 0.3, unit + 0.6, unit + 0.6);
     }));
     this.#drawPath(context, this.path.slice(0, this.contextPoints), at, colors.real, unit);
     this.#drawPath(context, this.path.slice(Math.max(0, this.contextPoints - 1)), at, colors.dream, unit);
-    this.maze.targets.forEach((place, index) => this.#drawTarget(context, at(place), unit, index === target, colors));
+    this.maze.targets.forEach((place, index) => this.#drawTarget(context, at(place), unit, index === target?.index, target?.color, colors));
     this.#drawWalker(context, at(pose), pose, unit, colors);
   }
 
@@ -77,18 +79,16 @@ export class MazeMap {
     context.globalAlpha = 1;
   }
 
-  #drawTarget(context, [x, y], unit, isCurrent, colors) {
+  #drawTarget(context, [x, y], unit, isCurrent, color, colors) {
     context.beginPath();
-    context.arc(x, y, unit * 0.2, 0, 2 * Math.PI);
-    context.fillStyle = isCurrent ? colors.ink : colors.soft;
-    context.globalAlpha = isCurrent ? 1 : 0.55;
+    context.arc(x, y, unit * (isCurrent ? 0.28 : 0.18), 0, 2 * Math.PI);
+    context.fillStyle = isCurrent && color ? `rgb(${color.map((value) => Math.round(255 * value)).join(" ")})` : colors.soft;
+    context.globalAlpha = isCurrent ? 1 : 0.5;
     context.fill();
     context.globalAlpha = 1;
     if (!isCurrent) return;
-    context.beginPath();
-    context.arc(x, y, unit * 0.36, 0, 2 * Math.PI);
     context.strokeStyle = colors.ink;
-    context.lineWidth = unit * 0.07;
+    context.lineWidth = unit * 0.06;
     context.stroke();
   }
 
