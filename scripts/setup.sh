@@ -8,11 +8,13 @@ torch_version=2.13.0
 
 say() { echo "setup: $*" >&2; }
 
+can_apt() { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; }
+
 # apt_install WHY PACKAGE...: installs through apt when we are root, else says in one sentence what to install, and stops.
 apt_install() {
     local why=$1
     shift
-    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    if ! can_apt; then
         say "$why; install it first, on Debian with: sudo apt-get install $*"
         exit 1
     fi
@@ -60,4 +62,12 @@ say "installing torch $torch_version (the first time this takes minutes)"
 say "installing wm-gym and its extras"
 "${pip[@]}" "torch==$torch_version" -e ".[all]"
 has_renderer || apt_install "libOSMesa, with which MuJoCo renders without a GPU, is missing" libosmesa6
+# The tests of the page are left out without it; everything else works.
+if ! command -v chromium >/dev/null; then
+    if can_apt; then
+        apt_install "Chromium, in which the page of wm-gym play is tested, is missing" chromium
+    else
+        say "Chromium is missing, so the tests of wm-gym play's page will be left out; on Debian: sudo apt-get install chromium"
+    fi
+fi
 say "done"

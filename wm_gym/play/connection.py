@@ -24,6 +24,7 @@ from wm_gym.play.session import Picture, Session, maze_map
 
 CONTEXT_FPS = 60.0
 STALLED_SECONDS = 30.0  # a page that draws nothing for so long is gone
+REPEAT_DELAY = 0.35  # seconds
 MAX_REASON_BYTES = 120  # of a close frame, by RFC 6455 at most 123
 T = TypeVar("T")
 
@@ -54,7 +55,8 @@ class Connection:
         self._welcome = welcome
         self._idle_action = idle_action
         self._period = 1 / fps
-        self._inbox = Inbox()
+        # Where the world waits for keys, a tap is one step, however long a finger takes.
+        self._inbox = Inbox(REPEAT_DELAY if idle_action is None else 0.0)
         # Renderers and CUDA graphs belong to the thread that made them.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="player")
         self._frame = 0
@@ -125,8 +127,9 @@ class Connection:
         while True:
             self._inbox.changed.clear()
             await self._obey(session)
-            if not self._can_advance(session):
-                await self._wait(None)
+            seconds = self._seconds_to_advance(session)
+            if seconds is None or seconds > 0:
+                await self._wait(seconds)
                 continue
             remaining = due - time.perf_counter()
             if remaining > 0 and not self._single:
@@ -141,16 +144,19 @@ class Connection:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._inbox.changed.wait(), seconds)
 
-    def _can_advance(self, session: Session) -> bool:
+    def _seconds_to_advance(self, session: Session) -> float | None:
+        """0 if there is something to do; None if only the page can change that."""
         if self._work is not None:
-            return True
+            return 0.0
         if session.ended or (self._paused and not self._single):
-            return False
-        return session.agent_acts or self._inbox.has_action or self._idle_action is not None
+            return None
+        if session.agent_acts or self._single or self._idle_action is not None:
+            return 0.0
+        return self._inbox.seconds_to_action()
 
     async def _obey(self, session: Session) -> None:
         """Carries out the commands that have come, and tells the page what has become of them."""
-        if self._inbox.has_action and session.agent_acts:
+        if session.agent_acts and self._inbox.seconds_to_action() is not None:
             session.agent_acts = False  # a key takes over
             await self._send_status(session)
         while self._inbox.commands:
@@ -167,9 +173,9 @@ class Connection:
                 self._work = session.start(seed)
             case protocol.Pause(on):
                 self._paused = on
-                self._inbox.tapped = None
             case protocol.Step():
-                self._single = session.ended is None and self._work is None
+                self._check_step(session)
+                self._single = True
             case protocol.Speed(fps):
                 self._period = 1 / fps
             case protocol.Remember():
@@ -188,6 +194,13 @@ class Connection:
                 if on:
                     self._work = session.start()
 
+    def _check_step(self, session: Session) -> None:
+        self._check_idle()
+        if session.ended:
+            raise ValueError(f"The episode has ended ({session.ended}): start another one.")
+        if self._idle_action is None and not session.agent_acts and self._inbox.seconds_to_action() is None:
+            raise ValueError("Hold the key of the action that the step should take.")
+
     def _check_idle(self) -> None:
         if self._work is not None:
             raise ValueError("The episode has not begun yet: wait for its first frame.")
@@ -203,9 +216,14 @@ class Connection:
                 picture = await self._in_thread(_next_picture, self._work)
             else:
                 self._single = False
-                picture = await self._in_thread(session.step, self._take_action(session))
+                action = self._take_action(session)
+                if action is None and not session.agent_acts:
+                    return  # the key was let go meanwhile
+                picture = await self._in_thread(session.step, action)
         except (ValueError, gym.error.Error) as error:
-            self._work, self._paused, session.agent_acts = None, True, False
+            if not from_work:  # or it would fail again at the next tick
+                self._paused, session.agent_acts = True, False
+            self._work = None
             await self._send({"type": "notice", "level": "error", "text": str(error)})
             await self._send_status(session)
             return

@@ -4,7 +4,7 @@ import { connect, FULL } from "./socket.js";
 import { Pads } from "./keys.js";
 import { drawImage, MazeMap } from "./draw.js";
 
-const RETRY_SECONDS = 4;
+const RETRY_SECONDS = 2;
 const NOTICE_SECONDS = 5;
 const FPS_WINDOW_MS = 2000;
 const LATENCIES = 9; // the median of so many is shown
