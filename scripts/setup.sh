@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv with torch (pinned), the project and all of its extras, and sees to the software-GL library that the real
-# Memory Maze renders with where there is no GPU. `make` runs this when .venv is older than pyproject.toml.
+# Memory Maze renders with where there is no GPU, and to Chromium, in which the tests open a page. `make` runs this when
+# .venv is older than pyproject.toml.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -62,12 +63,13 @@ say "installing torch $torch_version (the first time this takes minutes)"
 say "installing wm-gym and its extras"
 "${pip[@]}" "torch==$torch_version" -e ".[all]"
 has_renderer || apt_install "libOSMesa, with which MuJoCo renders without a GPU, is missing" libosmesa6
-# The tests of the page are left out without it; everything else works.
+# Only the tests of wm-gym play's page need it, so setting up goes on without.
 if ! command -v chromium >/dev/null; then
+    without="the tests of wm-gym play's page will be left out; on Debian: sudo apt-get install chromium"
     if can_apt; then
-        apt_install "Chromium, in which the page of wm-gym play is tested, is missing" chromium
+        apt_install "Chromium, in which the page of wm-gym play is tested, is missing" chromium || say "$without"
     else
-        say "Chromium is missing, so the tests of wm-gym play's page will be left out; on Debian: sudo apt-get install chromium"
+        say "Chromium is missing: $without"
     fi
 fi
 say "done"
