@@ -170,7 +170,8 @@ def measure(socket: ClientConnection, actions: list[int], pace: float, config: B
     next_key, held, pressed = 0.0, None, 0.0
     with tqdm(total=round(config.seconds), desc=f"pace {pace:.0f}", unit="s") as progress:
         while (now := time.perf_counter()) < end:
-            progress.update(max(0, int(now - begin) - progress.n))
+            if now - begin >= progress.n + 1:
+                progress.update()
             if now >= next_key:
                 # Another action than before, so that the frame which obeys it is told apart.
                 held = generator.choice([action for action in actions if action != held])
