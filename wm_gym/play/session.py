@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from wm_gym.compare import psnr
+from wm_gym.comparison.metrics import psnr
 from wm_gym.play.world import Memento, World
 from wm_gym.policies import Navigator, Policy, RandomPolicy
 
