@@ -78,11 +78,6 @@ class WorldModelEnv(gym.Env[np.ndarray, Any]):
         self._window = Window("wm_gym", self.metadata["render_fps"]) if render_mode == "human" else None
         self._closed = False
 
-    @property
-    def model(self) -> WorldModel:
-        """The network. Environments of one checkpoint may share its weights."""
-        return self._dreams.model
-
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
@@ -139,6 +134,11 @@ class WorldModelEnv(gym.Env[np.ndarray, Any]):
             raise TypeError(f"Expected an EpisodeState from get_state, got {type(state).__name__}.")
         self._dreams.set_state(state.dream)
         self.np_random.bit_generator.state = copy.deepcopy(state.np_random)
+
+    @property
+    def model(self) -> WorldModel:
+        """The network. Environments of one checkpoint may share its weights."""
+        return self._dreams.model
 
     def close(self) -> None:
         """Closes the window, if there is one. May be called twice."""

@@ -133,9 +133,10 @@ class Troupe:
     def make_session(self) -> Session:
         """A session for one more player, to be used in the thread that calls this."""
         config = self._config
-        env = _make(config.env, self._arguments)
-        if self._is_dream:
-            share_weights(self._first, env)
+        with self._device_lock or contextlib.nullcontext():
+            env = _make(config.env, self._arguments)
+            if self._is_dream:
+                share_weights(self._first, env)
         real = World(_make(config.real_env, {}), "real") if config.real else None
         policy = None if config.policy is None else load_policy(config.policy, env)
         main = World(env, self.label, self._device_lock)
