@@ -164,7 +164,7 @@ class Connection:
             try:
                 await self._carry_out(session, command)
             except (ValueError, OSError, ImportError, gym.error.Error) as error:
-                await self._send({"type": "notice", "level": "error", "text": str(error)})
+                await self._notify(str(error))
             await self._send_status(session)
 
     async def _carry_out(self, session: Session, command: protocol.Message) -> None:
@@ -183,6 +183,8 @@ class Connection:
                 moment = await self._in_thread(session.remember)
                 await self._send({"type": "moment", "id": moment, "steps": len(session.main.actions)})
             case protocol.GoBack(moment):
+                if session.recording:
+                    await self._notify("Going back ends the recording; what was played so far is stored.")
                 self._work = session.go_back(moment)
             case protocol.Forget(moment):
                 session.forget(moment)
@@ -193,6 +195,9 @@ class Connection:
                 await self._in_thread(session.start_recording if on else session.stop_recording)
                 if on:
                     self._work = session.start()
+                await self._notify(
+                    "A new episode, recorded until it ends or you stop." if on else "The recording is stored."
+                )
 
     def _check_step(self, session: Session) -> None:
         self._check_idle()
@@ -224,7 +229,7 @@ class Connection:
             if not from_work:  # or it would fail again at the next tick
                 self._paused, session.agent_acts = True, False
             self._work = None
-            await self._send({"type": "notice", "level": "error", "text": str(error)})
+            await self._notify(str(error))
             await self._send_status(session)
             return
         if picture is None:
@@ -288,6 +293,9 @@ class Connection:
                 "moments": list(session.moments),
             }
         )
+
+    async def _notify(self, text: str) -> None:
+        await self._send({"type": "notice", "text": text})
 
     async def _send(self, message: dict[str, Any]) -> None:
         await self._websocket.send_text(json.dumps(message))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from wm_gym.play.connection import Connection
 from wm_gym.play.guard import Guard
 from wm_gym.play.session import Session
 
+logger = logging.getLogger(__name__)
 STATIC = Path(__file__).parent / "static"
 PAGES = {f"/{file.name}": file for file in STATIC.iterdir()} | {"/": STATIC / "index.html"}
 
@@ -70,6 +73,8 @@ def make_app(stage: Stage, allowed_hosts: tuple[str, ...] = ()) -> Any:
             return
         try:
             await Connection(websocket, stage.make_session, stage.welcome, stage.idle_action, stage.fps).run()
+        except asyncio.CancelledError:
+            logger.info("A session was still working when the server was told to stop.")
         finally:
             places.leave()
 
@@ -98,7 +103,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def make_server(app: Any) -> uvicorn.Server:
-    """A server that drops dead connections within ten seconds and leaves within three when it is told to."""
+    """A server that drops dead connections within ten seconds, and stops within ten when it is told to."""
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -107,6 +112,6 @@ def make_server(app: Any) -> uvicorn.Server:
         ws_ping_interval=5.0,
         ws_ping_timeout=5.0,
         ws_per_message_deflate=False,  # pixels of a few frames a second are small, and time matters more
-        timeout_graceful_shutdown=3,
+        timeout_graceful_shutdown=10,
     )
     return uvicorn.Server(config)
