@@ -7,6 +7,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -161,6 +162,18 @@ def test_an_agent_acts_from_the_dream_it_sees(tmp_path: Path) -> None:
 
 def brightest(env: Any, seed: int) -> Any:
     return lambda obs, info: int(obs.sum()) % 3
+
+
+def test_a_stable_baselines3_model_can_be_watched(tmp_path: Path) -> None:
+    stable_baselines3 = pytest.importorskip("stable_baselines3")
+    model = stable_baselines3.PPO("MlpPolicy", gym.make(TOY_ID), n_steps=4, batch_size=4, seed=0, device="cpu")
+    model.save(tmp_path / "agent.zip")
+    session = make_session(tmp_path, policy=str(tmp_path / "agent.zip"))
+    seen = last(session.start()).views["dream"]
+    for _ in range(3):
+        picture = session.step(None)
+        assert picture.action == int(model.predict(seen, deterministic=True)[0])
+        seen = picture.views["dream"]
 
 
 @pytest.mark.parametrize(
