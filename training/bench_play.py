@@ -99,6 +99,7 @@ def main(config: BenchPlay) -> None:
         "real_beside": config.real,
         "denoising_steps": config.denoising_steps,
         "seconds_per_pace": config.seconds,
+        "niceness": os.nice(0),
         "load_average": {"before": load_before, "after": os.getloadavg()},
         "paces": results,
         "targets": targets(config.device, results),
