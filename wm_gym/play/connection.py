@@ -196,7 +196,9 @@ class Connection:
                 if on:
                     self._work = session.start()
                 await self._notify(
-                    "A new episode, recorded until it ends or you stop." if on else "The recording is stored."
+                    "This new episode and those after it are recorded until you stop."
+                    if on
+                    else "The recording is stored."
                 )
 
     def _check_step(self, session: Session) -> None:

@@ -63,6 +63,7 @@ const handlers = {
     $("main-id").textContent = message.main.id;
     $("real-id").textContent = message.real?.id ?? "";
     pads = new Pads($("pads"), message.controls, sendAction);
+    [$("speed").min, $("speed").max] = message.fps_range;
     setSpeed(message.fps, false);
     $("keys-help").textContent = describeKeys(message.controls);
     forgetAll();
