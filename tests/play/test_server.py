@@ -223,6 +223,19 @@ def test_nothing_is_left_of_a_player_who_leaves_in_mid_episode(tmp_path: Path, m
         assert eventually(lambda: not [t for t in threading.enumerate() if t.name.startswith("player")])
 
 
+def test_a_session_that_cannot_be_made_is_explained_and_gives_its_place_back(tmp_path: Path, monkeypatch) -> None:
+    def make_session(self: Troupe) -> Any:
+        raise ImportError("The real environment is not installed.")
+
+    monkeypatch.setattr(Troupe, "make_session", make_session)
+    with serving(tiny_play(tmp_path)) as served:
+        with served.player() as player, pytest.raises(ConnectionClosed) as closed:
+            player.receive()
+        assert closed.value.rcvd is not None
+        assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1011, "The real environment is not installed.")
+        assert eventually(lambda: served.players == 0)
+
+
 def test_an_agent_that_errs_stops_and_the_player_goes_on(tmp_path: Path) -> None:
     with serving(tiny_play(tmp_path, policy="tests.play.test_server:clumsy")) as served, served.player() as player:
         player.start()

@@ -72,7 +72,7 @@ class Connection:
         try:
             done, _ = await asyncio.wait({receiving, playing}, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                await self._explain(task.exception())
+                await self._explain(task.exception(), by_page=task is receiving)
         finally:
             for task in (receiving, playing):
                 task.cancel()
@@ -89,22 +89,20 @@ class Connection:
                 raise ValueError("Messages are text, and this one was binary.")
             self._inbox.put(protocol.parse(text))
 
-    async def _explain(self, error: BaseException | None) -> None:
+    async def _explain(self, error: BaseException | None, by_page: bool) -> None:
         """Closes the connection with a reason, unless the page has gone."""
         if isinstance(error, WebSocketDisconnect) or self._websocket.application_state != WebSocketState.CONNECTED:
             return
-        if not isinstance(error, (ValueError, ConnectionError)):
+        if not by_page and not isinstance(error, ConnectionError):
             logger.error("A session failed.", exc_info=error)
-        code = protocol.CLOSE_BAD_MESSAGE if isinstance(error, ValueError) else protocol.CLOSE_FAILED
         reason = str(error).encode()[:MAX_REASON_BYTES].decode(errors="ignore")
         with contextlib.suppress(RuntimeError, WebSocketDisconnect):
-            await self._websocket.close(code, reason)
+            await self._websocket.close(protocol.CLOSE_BAD_MESSAGE if by_page else protocol.CLOSE_FAILED, reason)
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 
     async def _play(self) -> None:
-        session = None
         making = asyncio.ensure_future(self._in_thread(self._make_session))
         try:
             session = await asyncio.shield(making)
