@@ -17,7 +17,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("wm_gym.ops",),
     ("wm_gym.nn", "wm_gym.flow", "wm_gym.codec", "wm_gym.checkpoint"),
     ("wm_gym.world_model",),
-    ("wm_gym.contexts", "wm_gym.envs", "wm_gym.policies", "wm_gym.compare", "wm_gym.play", "wm_gym.film"),
+    (
+        "wm_gym.contexts",
+        "wm_gym.envs",
+        "wm_gym.policies",
+        "wm_gym.policy_loading",
+        "wm_gym.compare",
+        "wm_gym.play",
+        "wm_gym.film",
+    ),
     ("wm_gym.demo", "wm_gym.cli"),
     ("training", "agents"),
 )
