@@ -1,0 +1,17 @@
+import pytest
+
+from tests.tiny import save_tiny_checkpoint, save_tiny_clips, set_termination_bias, tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny_kwargs(tmp_path_factory):
+    """Arguments that make a dream of a tiny random model, whose episodes terminate now and then: 6 steps at most."""
+    folder = tmp_path_factory.mktemp("tiny")
+    model = tiny_model()
+    set_termination_bias(model, 0.0)
+    return {
+        "checkpoint": str(save_tiny_checkpoint(folder / "tiny.safetensors", model)),
+        "contexts": str(save_tiny_clips(folder / "clips.npz")),
+        "context_frames": 6,
+        "horizon": 6,
+    }
