@@ -19,6 +19,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("wm_gym.world_model",),
     (
         "wm_gym.contexts",
+        "wm_gym.memory_feature",
+        "wm_gym.wrappers",
         "wm_gym.envs",
         "wm_gym.policies",
         "wm_gym.policy_loading",

@@ -101,6 +101,13 @@ class Dreams:
     def num_rows(self) -> int:
         return len(self._generators)
 
+    @property
+    def ssm_states(self) -> tuple[torch.Tensor, ...]:
+        """SSM states of all layers, [B, K, h, d, s] each. Raises ResetNeeded before the first reset."""
+        if self._state is None:
+            raise gym.error.ResetNeeded("There is no memory to look at yet: call reset first.")
+        return tuple(layer.ssm_state for layer in self._state.layers)
+
     def start(
         self, rows: Sequence[int], randoms: Sequence[np.random.Generator], contexts: Sequence[Context | None]
     ) -> None:

@@ -15,6 +15,7 @@ import torch
 from wm_gym.contexts import make_context
 from wm_gym.envs.dreams import Dreams, DreamState, check_actions
 from wm_gym.envs.window import Window
+from wm_gym.world_model import WorldModel
 
 RENDER_MODES = ("rgb_array", "human")
 
@@ -76,6 +77,19 @@ class WorldModelEnv(gym.Env[np.ndarray, Any]):
         self.render_mode = render_mode
         self._window = Window("wm_gym", self.metadata["render_fps"]) if render_mode == "human" else None
         self._closed = False
+
+    @property
+    def model(self) -> WorldModel:
+        """The model that dreams."""
+        return self._dreams.model
+
+    @property
+    def ssm_states(self) -> tuple[torch.Tensor, ...]:
+        """The long memory as it is now: SSM states of all layers, [B, K, h, d, s] each. Read them before the next step.
+
+        Raises ResetNeeded before the first reset.
+        """
+        return self._dreams.ssm_states
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
