@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
+from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 import wm_gym  # noqa: F401 (registers the environments)
@@ -39,7 +40,7 @@ class EnvSpec:
 
     def make(self) -> gym.Env[Any, Any]:
         """One environment. Raises what `gym.make` raises, gymnasium.error.Error for an unknown id among it."""
-        env = gym.make(self.env, max_episode_steps=self.max_episode_steps, disable_env_checker=True, **self.kwargs)
+        env = gym.make(self.env, disable_env_checker=True, **self._arguments())
         if self.memory is None:
             return env
         checkpoint = None if self.is_dream() else self.memory.checkpoint
@@ -63,20 +64,25 @@ class EnvSpec:
                 num_envs,
                 vectorization_mode="async" if num_envs > 1 else "sync",
                 vector_kwargs={"autoreset_mode": mode},
-                max_episode_steps=self.max_episode_steps,
-                **self.kwargs,
+                **self._arguments(),
             )
         if self.memory is None:
             return envs
         checkpoint = None if self.is_dream() else self.memory.checkpoint
         return MemoryVectorObservation(envs, checkpoint, self.memory.size, self.memory.seed, device)
 
+    def _arguments(self) -> dict[str, Any]:
+        limit = {} if self.max_episode_steps is None else {"max_episode_steps": self.max_episode_steps}
+        return {**self.kwargs, **limit}
+
     def is_dream(self) -> bool:
-        """Whether the id is registered as a batch of its own, which dreams are. Raises as `make` for an unknown id."""
+        """Whether a world model dreams this environment. Raises as `make` for an unknown id."""
         module, _, env_id = self.env.rpartition(":")
         if module:
             importlib.import_module(module)
-        return gym.spec(env_id).vector_entry_point is not None
+        entry = gym.spec(env_id).vector_entry_point
+        # A dream shows its memory; other environments may have batched versions, too.
+        return hasattr(load_env_creator(entry) if isinstance(entry, str) else entry, "ssm_states")
 
 
 def parse_kwargs(text: str) -> dict[str, Any]:
