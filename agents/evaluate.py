@@ -114,7 +114,7 @@ def score(spec: EnvSpec, policy: str, seeds: Sequence[int], workers: int = 1) ->
     if workers <= 1:
         env, make = spec.make() if seeds else None, policy_maker(policy)
         try:
-            for seed in tqdm(seeds, desc="episodes", leave=False):
+            for seed in tqdm(seeds, desc="episodes", leave=False, disable=None):
                 assert env is not None
                 yield play(env, make, seed)
         finally:
@@ -126,7 +126,7 @@ def score(spec: EnvSpec, policy: str, seeds: Sequence[int], workers: int = 1) ->
     with ProcessPoolExecutor(workers, context, _start_worker, (spec, policy)) as pool:
         futures = [pool.submit(_play_in_worker, seed) for seed in seeds]
         try:
-            for future in tqdm(as_completed(futures), total=len(seeds), desc="episodes", leave=False):
+            for future in tqdm(as_completed(futures), total=len(seeds), desc="episodes", leave=False, disable=None):
                 yield future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -72,8 +72,8 @@ def run_memory(run: Path) -> MemorySpec | None:
     return None if memory is None else MemorySpec(**memory)
 
 
-def load_ppo(path: Path, env: gym.Env[Any, Any]) -> Any:
-    """A model that `agents.ppo` saved, on the CPU.
+def load_ppo(path: Path, observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> Any:
+    """A model that `agents.ppo` saved, on the CPU, for an environment of the given spaces.
 
     Loading runs code that the file holds: load only those that you trust.
 
@@ -89,10 +89,10 @@ def load_ppo(path: Path, env: gym.Env[Any, Any]) -> Any:
     else:
         from stable_baselines3 import PPO as Algorithm
     model = Algorithm.load(path, device="cpu")
-    if not _same_images(model.observation_space, env.observation_space) or model.action_space != env.action_space:
+    if not _same_images(model.observation_space, observation_space) or model.action_space != action_space:
         raise ValueError(
             f"The policy {path} was trained on observations {model.observation_space} and actions "
-            f"{model.action_space}; this environment has {env.observation_space} and {env.action_space}."
+            f"{model.action_space}; this environment has {observation_space} and {action_space}."
         )
     return model
 
@@ -106,7 +106,7 @@ def policy_maker(spec: str) -> PolicyMaker:
 
     def make(env: gym.Env[Any, Any], seed: int) -> Policy:
         if not loaded:
-            loaded.append(load_ppo(path, env))
+            loaded.append(load_ppo(path, env.observation_space, env.action_space))
         return SampledPolicy(loaded[0], seed)
 
     return make

@@ -56,6 +56,8 @@ class PpoConfig:
     """Steps after which an episode is cut and its value estimated; None: as the environment does."""
     memory: bool = False
     """Shows the world model's memory to the policy: wm_gym.wrappers.MemoryObservation."""
+    memory_checkpoint: str | None = None
+    """The model that reads a real environment's frames, for the baseline; a dream is read by its own model."""
     memory_size: int = 256
     """Numbers in it."""
     recurrent: bool = False
@@ -206,6 +208,8 @@ def make_specs(config: PpoConfig) -> tuple[EnvSpec, EnvSpec]:
     train_spec = EnvSpec(config.env, kwargs)
     memory = None
     if train_spec.is_dream():
+        if config.memory_checkpoint is not None:
+            raise ValueError("A dream is remembered by the model that dreams it: leave memory_checkpoint out.")
         checkpoint = str(kwargs.get("checkpoint", "memory-maze"))
         real_id = config.real_env or load_checkpoint(checkpoint).metadata.get("env_id")
         if real_id is None:
@@ -214,7 +218,7 @@ def make_specs(config: PpoConfig) -> tuple[EnvSpec, EnvSpec]:
             train_spec = dataclasses.replace(train_spec, kwargs={**kwargs, "horizon": config.horizon})
         real_spec = EnvSpec(real_id, parse_kwargs(config.real_env_kwargs))
     else:
-        checkpoint = "memory-maze"
+        checkpoint = config.memory_checkpoint or "memory-maze"
         same = config.real_env is None
         train_spec = dataclasses.replace(train_spec, max_episode_steps=config.horizon)
         real_spec = EnvSpec(config.real_env or config.env, kwargs if same else parse_kwargs(config.real_env_kwargs))

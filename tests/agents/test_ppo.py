@@ -70,6 +70,12 @@ def test_the_same_command_trains_in_a_real_environment(tmp_path):
     assert not (run.out / "seed_0" / "dreamed.json").exists()
 
 
+def test_memory_is_shown_in_a_real_environment_too(tmp_path, tiny_kwargs):
+    memory = {"memory": True, "memory_size": 8, "memory_checkpoint": tiny_kwargs["checkpoint"]}
+    run = config(tmp_path, num_envs=2, num_steps=16, real_env=None, real_env_kwargs="{}", **memory)
+    assert train(run)["seed_0"][-1]["timesteps"] == 64
+
+
 def test_a_run_goes_on_where_it_stopped_and_does_nothing_when_it_is_done(tmp_path, tiny_kwargs):
     first = config(tmp_path, tiny_kwargs)
     train(first)
@@ -173,6 +179,8 @@ def test_bad_input_is_a_clear_error(tmp_path, tiny_kwargs, monkeypatch, capsys):
         train(config(tmp_path, tiny_kwargs, real_env=None))
     with pytest.raises(ValueError, match="this environment has"):
         train(config(tmp_path, tiny_kwargs, memory=True, real_env_kwargs='{"size": 32}'))
+    with pytest.raises(ValueError, match="leave memory_checkpoint out"):
+        train(config(tmp_path, tiny_kwargs, memory_checkpoint="memory-maze"))
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="cuda"):
             train(config(tmp_path / "gpu", tiny_kwargs, device="cuda"))
@@ -181,3 +189,23 @@ def test_bad_input_is_a_clear_error(tmp_path, tiny_kwargs, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["ppo", "--env", "NoSuch-v0", "--out", str(tmp_path / "no")])
     assert main() == 1
     assert "NoSuch" in capsys.readouterr().err
+
+
+def test_an_agent_learns_a_world_within_seconds(tmp_path):
+    # In the world itself; test_an_agent_that_learned_in_a_dream_... goes through a dream and takes longer.
+    line = {"env": "tests.line_env:tests/Line-v0", "real_env": None, "real_env_kwargs": "{}"}
+    smoke = {**PRESETS["smoke"], "num_envs": 1, "num_steps": 256, "total_timesteps": 3072, "score_every": 0}
+    score = train(config(tmp_path, **{**smoke, **line}))["seed_0"][-1]
+    assert score["real_return"] > 15, "Random play gets 5.5 on the average."
+
+
+@pytest.mark.slow
+def test_an_agent_that_learned_in_a_dream_is_far_above_random_in_reality(line_dream, tmp_path):
+    arguments = ["--env", DREAM_ID, "--env-kwargs", json.dumps(line_dream), "--out", str(tmp_path / "run")]
+    train(parse_arguments([*arguments, "--preset", "smoke", "--total-timesteps", "12288"]))
+    line = {"env": "tests.line_env:tests/Line-v0", "episodes": 20, "workers": 1}
+    learned = evaluate(EvaluateConfig(policy=str(tmp_path / "run"), out=tmp_path / "learned.json", **line))
+    random = evaluate(EvaluateConfig(policy="random", out=tmp_path / "random.json", **line))
+    assert random["mean_return"] < 9
+    assert learned["mean_return"] > 17 > random["interval95"][1], "24 steps, of which up to 3 lead to the right cell."
+    assert abs(learned["gap"]) < 0.5
