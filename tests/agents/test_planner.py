@@ -18,7 +18,7 @@ from tests.tiny import save_tiny_checkpoint, tiny_model
 from wm_gym.world_model import Prediction, WorldModelConfig
 from wm_gym.wrappers import FrameReader
 
-LINE_ID = "tests.line_env:tests/Line-v0"
+LINE_ID = "examples.agent_in_a_dream:Line-v0"
 TOY_ID = "tests.toy_env:tests/ToyMaze-v0"
 METHODS = ["cem", "random"]
 

@@ -193,7 +193,7 @@ def test_bad_input_is_a_clear_error(tmp_path, tiny_kwargs, monkeypatch, capsys):
 
 def test_an_agent_learns_a_world_within_seconds(tmp_path):
     # In the world itself; test_an_agent_that_learned_in_a_dream_... goes through a dream and takes longer.
-    line = {"env": "tests.line_env:tests/Line-v0", "real_env": None, "real_env_kwargs": "{}"}
+    line = {"env": "examples.agent_in_a_dream:Line-v0", "real_env": None, "real_env_kwargs": "{}"}
     smoke = {**PRESETS["smoke"], "num_envs": 1, "num_steps": 256, "total_timesteps": 3072, "score_every": 0}
     score = train(config(tmp_path, **{**smoke, **line}))["seed_0"][-1]
     assert score["real_return"] > 15, "Random play gets 5.5 on the average."
@@ -203,7 +203,7 @@ def test_an_agent_learns_a_world_within_seconds(tmp_path):
 def test_an_agent_that_learned_in_a_dream_is_far_above_random_in_reality(line_dream, tmp_path):
     arguments = ["--env", DREAM_ID, "--env-kwargs", json.dumps(line_dream), "--out", str(tmp_path / "run")]
     train(parse_arguments([*arguments, "--preset", "smoke", "--total-timesteps", "12288"]))
-    line = {"env": "tests.line_env:tests/Line-v0", "episodes": 20, "workers": 1}
+    line = {"env": "examples.agent_in_a_dream:Line-v0", "episodes": 20, "workers": 1}
     learned = evaluate(EvaluateConfig(policy=str(tmp_path / "run"), out=tmp_path / "learned.json", **line))
     random = evaluate(EvaluateConfig(policy="random", out=tmp_path / "random.json", **line))
     assert random["mean_return"] < 9
