@@ -23,7 +23,7 @@ def test_the_example_learns_and_plans_in_the_dream_far_above_random_in_the_world
     pytest.importorskip("stable_baselines3")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "examples.agent_in_a_dream"]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180)
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=220)
     assert result.returncode == 0, result.stderr
     scores = {
         name: json.loads((tmp_path / "outputs" / "line" / f"score_{name}.json").read_text())["mean_return"]
