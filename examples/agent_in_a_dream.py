@@ -74,7 +74,7 @@ def make_dream(out: Path, steps: int = 300) -> dict[str, Any]:
     collect(config)
     collect(dataclasses.replace(config, frames=300, split="test", seed=7_000_000))
     model = WorldModelConfig(
-        width=32, block_sizes=(2, 1), head_dim=16, state_dim=8, window=2, num_attention_heads=2, condition_width=32
+        width=32, block_sizes=(2, 1), head_dim=16, state_dim=16, window=2, num_attention_heads=2, condition_width=32
     )
     stages = (Stage(length=8, batch_size=16, fraction=1.0),)
     recipe = dataclasses.replace(tiny(), model=model, stages=stages, steps=steps, max_minutes=0.0, learning_rate=4e-3)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -72,6 +74,7 @@ def test_fewer_numbers_than_layers_are_an_error():
 
 def test_the_feature_of_a_seed_is_the_same_on_every_machine():
     # Policies are trained on one machine and used on another.
-    feature = MemoryFeature(tiny_model().config, 4)
+    config = dataclasses.replace(tiny_model().config, state_dim=8, head_dim=16, width=32, block_sizes=(2, 1))
+    feature = MemoryFeature(config, 4)
     states = [torch.ones(1, blocks, 4, 16, 8) for blocks in (1, 4)]
     np.testing.assert_allclose(feature(states)[0].numpy(), [0.064771, 0.529967, 0.564294, 0.055453], atol=1e-5)

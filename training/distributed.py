@@ -46,6 +46,10 @@ class Processes:
             dist.all_reduce(tensor)
         return tensor
 
+    def mean(self, tensor: Tensor) -> Tensor:
+        """The mean over all processes of a tensor on the device."""
+        return self.sum(tensor) / self.num_processes
+
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """The CPU tensors of all processes, which have the same shape, in the order of ranks."""
         if self.cpu_group is None:
@@ -53,6 +57,14 @@ class Processes:
         gathered = [torch.empty_like(tensor) for _ in range(self.num_processes)]
         dist.all_gather(gathered, tensor, group=self.cpu_group)
         return gathered
+
+    def agree(self, values: list[int]) -> list[int]:
+        """The list of rank 0, in all processes."""
+        if self.cpu_group is None:
+            return values
+        objects = [values]
+        dist.broadcast_object_list(objects, src=0, group=self.cpu_group)
+        return objects[0]
 
     def barrier(self) -> None:
         if self.cpu_group is not None:

@@ -21,11 +21,12 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
+from training.baselines import model_type
 from training.provenance import provenance
 from training.rollouts import Rollouts, check_held_out, read_rollouts, record_rollouts
 from wm_gym.checkpoint import Checkpoint, load_checkpoint, resolve_device
 from wm_gym.codec import frames_to_model, model_to_frames
-from wm_gym.compare import psnr
+from wm_gym.comparison.metrics import psnr
 from wm_gym.files import write_json
 from wm_gym.film import Film, write_strip
 from wm_gym.world_model import WorldModel
@@ -63,7 +64,9 @@ def evaluate(arguments: Arguments, argv: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"context and frames must be at least 1, got {arguments.context} and {arguments.frames}.")
     device = arguments.device if arguments.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = load_checkpoint(arguments.checkpoint)
-    model = WorldModel.from_weights(checkpoint.config, checkpoint.tensors, resolve_device(device), arguments.checkpoint)
+    model = model_type(checkpoint.config).from_weights(
+        checkpoint.config, checkpoint.tensors, resolve_device(device), arguments.checkpoint
+    )
     rollouts = load_rollouts(arguments, checkpoint)
     batch_size = arguments.batch_size or (64 if model.device.type == "cuda" else 8)
 

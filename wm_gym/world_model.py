@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -61,12 +61,14 @@ class WorldModel(nn.Module):
     network computes in bfloat16 with float32 weights and SSM states.
     """
 
+    config_type: ClassVar[type[WorldModelConfig]] = WorldModelConfig
+    backbone_type: ClassVar[type[Backbone]] = Backbone
     reward_values: Tensor
 
     def __init__(self, config: WorldModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = Backbone(config)
+        self.backbone = self.backbone_type(config)
         self.register_buffer("reward_values", torch.tensor(config.reward_values), persistent=False)
 
     @classmethod
@@ -90,7 +92,7 @@ class WorldModel(nn.Module):
         name: str = "checkpoint",
     ) -> WorldModel:
         """Build from a checkpoint's configuration and tensors; raises ValueError if the two do not fit."""
-        model = cls(WorldModelConfig.from_dict(config))
+        model = cls(cls.config_type.from_dict(config))
         expected, given = model.state_dict(), tensors
         if expected.keys() != given.keys() or any(expected[k].shape != given[k].shape for k in expected):
             wrong = [k for k in expected.keys() | given.keys() if k not in given or k not in expected]
@@ -196,7 +198,7 @@ class WorldModel(nn.Module):
         self,
         state: ModelState,
         action: Action,
-        generator: Generator | Sequence[Generator],
+        noise: Generator | Sequence[Generator] | ModelFrame,
         num_denoising_steps: int = 1,
         pose: Pose | None = None,
     ) -> tuple[Prediction, ModelState]:
@@ -207,7 +209,9 @@ class WorldModel(nn.Module):
 
         Args:
             action: taken at the newest frame, ``[B]`` int64 or ``[B, A]`` float.
-            generator: source of the noise, or one per row; on the model's device or on the CPU.
+            noise: the noise that the frame is made from, ``[B, C, H, W]``, such as
+                :func:`wm_gym.ops.step.frame_noise` gives; or a generator of it, or one per row; on the model's device
+                or on the CPU.
             num_denoising_steps: passes per frame.
             pose: pose of the frame to come.
 
@@ -215,9 +219,8 @@ class WorldModel(nn.Module):
             The prediction and the state that has it as its newest frame.
         """
         schedule = linear_schedule(num_denoising_steps)
-        noise = self._noise(state.batch_size, generator)
-        noisy = self._next_frame(state, noise, action, pose)
-        level = noise.new_ones(state.batch_size)
+        noisy = self._next_frame(state, self._noise(state.batch_size, noise), action, pose)
+        level = noisy.frame.new_ones(state.batch_size)
         prediction, layers = self._predict(state, noisy, level, num_committed=1)
         committed = ModelState(layers, state.num_committed + 1)
         for before, now in itertools.pairwise(schedule[:-1]):
@@ -280,13 +283,18 @@ class WorldModel(nn.Module):
         has_action = torch.ones(batch, dtype=torch.bool, device=frame.device)
         return PendingFrame(frame, action, has_action, pose)
 
-    def _noise(self, batch_size: int, generator: Generator | Sequence[Generator]) -> ModelFrame:
+    def _noise(self, batch_size: int, source: Generator | Sequence[Generator] | ModelFrame) -> ModelFrame:
         c = self.config
         shape = (c.frame_channels, c.frame_height, c.frame_width)
-        if isinstance(generator, Generator):
-            noise = torch.randn(batch_size, *shape, generator=generator, device=generator.device)
-        elif len(generator) == batch_size:
-            noise = torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generator])
+        if isinstance(source, Tensor):
+            if not source.is_floating_point():
+                raise TypeError(f"noise is {source.dtype}; expected a float dtype.")
+            check_model_frame(c, source, batch_size)
+            noise = source.float()
+        elif isinstance(source, Generator):
+            noise = torch.randn(batch_size, *shape, generator=source, device=source.device)
+        elif len(source) == batch_size:
+            noise = torch.stack([torch.randn(shape, generator=g, device=g.device) for g in source])
         else:
-            raise ValueError(f"{len(generator)} generators given for {batch_size} rows; give one, or one per row.")
+            raise ValueError(f"{len(source)} generators given for {batch_size} rows; give one, or one per row.")
         return noise.to(self.device)

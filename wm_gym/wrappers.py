@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from wm_gym.checkpoint import load_checkpoint, resolve_device
-from wm_gym.envs.dreams import to_model_actions
+from wm_gym.envs.actions import to_model_actions
 from wm_gym.envs.world_model import WorldModelEnv
 from wm_gym.envs.world_model_vector import WorldModelVectorEnv
 from wm_gym.memory_feature import MemoryFeature
