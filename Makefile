@@ -19,7 +19,7 @@ play: $(STAMP)  ## the dream and the real Memory Maze, played in the browser: ht
 	.venv/bin/wm-gym play --real --record-dir outputs/played
 
 test: $(STAMP)  ## the default test suite: no GPU, nothing slow
-	$(PYTHON_BIN) -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest -n 2 $(PYTEST_ARGS)
 
 check: $(STAMP)  ## lint, format, types, import direction
 	.venv/bin/ruff check .
