@@ -18,7 +18,7 @@ from wm_gym.ops.triton.token_order import token_index
 
 _FORWARD_TOKENS = 32
 _SEGMENT = 64  # tokens that a backward program walks through
-_SEGMENTS = 8  # of them side by side in a program
+_SEGMENTS = 4  # of them side by side in a program
 
 
 @triton.jit
@@ -50,6 +50,38 @@ def _conv_forward(
 
 
 @triton.jit
+def _load(
+    projected, grad, sequence, position, exists, first, length, frames, channel, grad_channel,
+    ROW: tl.constexpr, OFFSET: tl.constexpr, GRAD_ROW: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    """A token's input, and from token ``first`` on the gradient of its output; zeros where there is no token."""
+    inside = exists & (position >= 0) & (position < length)
+    token = token_index(sequence, position, frames, ROWS, COLUMNS, SIZE)[:, None]
+    x = tl.load(projected + token * ROW + OFFSET + channel[None, :], mask=inside[:, None], other=0.0)
+    inside = inside & (position >= first)
+    g = tl.load(grad + token * GRAD_ROW + grad_channel[None, :], mask=inside[:, None], other=0.0)
+    return x.to(tl.float32), g.to(tl.float32)
+
+
+@triton.jit
+def _through_silu(grad, y):
+    s = tl.sigmoid(y)
+    return grad * s * (1 + y * (1 - s))
+
+
+@triton.jit
+def _store(
+    grad_projected, dx, sequence, position, exists, start, end, frames, channel,
+    ROW: tl.constexpr, OFFSET: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    inside = exists & (position >= start) & (position < end)
+    token = token_index(sequence, position, frames, ROWS, COLUMNS, SIZE)[:, None]
+    target = grad_projected + token * ROW + OFFSET + channel[None, :]
+    tl.store(target, dx.to(grad_projected.dtype.element_ty), mask=inside[:, None])
+
+
+@triton.jit
 def _conv_backward(
     projected, weight, bias, grad, grad_projected, partial,
     num_segments, segments_per_sequence, segment, length, frames,
@@ -57,7 +89,10 @@ def _conv_backward(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr,
     SEGMENTS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Walks along the tokens with the last three inputs and gradients in registers: each is loaded once."""
+    """Walks along the tokens, four at a time, with the last three inputs and gradients in registers: a load for each.
+
+    Four also so that no carried value is handed on unchanged: Triton 3.6 then compiles it as its initial value.
+    """
     index = tl.program_id(0) * SEGMENTS + tl.arange(0, SEGMENTS)
     exists = index < num_segments
     sequence = index // segments_per_sequence
@@ -69,41 +104,62 @@ def _conv_backward(
     w1 = tl.load(weight + CHANNELS + channel)[None, :]
     w2 = tl.load(weight + 2 * CHANNELS + channel)[None, :]
     w3 = tl.load(weight + 3 * CHANNELS + channel)[None, :]
-    offset = tl.load(bias + channel)[None, :]
+    b = tl.load(bias + channel)[None, :]
     zeros = tl.zeros((SEGMENTS, BLOCK_C), tl.float32)
     x1, x2, x3 = zeros, zeros, zeros
     g1, g2, g3 = zeros, zeros, zeros
     dw0, dw1, dw2, dw3, db = zeros, zeros, zeros, zeros, zeros
-    for step in range(-3, segment + 3):
-        position = start + step
-        inside = exists & (position >= 0) & (position < length)
-        token = token_index(sequence, position, frames, ROWS, COLUMNS, SIZE)
-        x0 = tl.load(projected + token[:, None] * ROW + OFFSET + channel[None, :], mask=inside[:, None], other=0.0).to(
-            tl.float32
-        )
-        inside = inside & (step >= 0)
-        g0 = tl.load(grad + token[:, None] * GRAD_ROW + grad_channel[None, :], mask=inside[:, None], other=0.0)
-        y = offset + w0 * x3 + w1 * x2 + w2 * x1 + w3 * x0
-        s = tl.sigmoid(y)
-        g0 = g0.to(tl.float32) * s * (1 + y * (1 - s))
-        own = tl.where((position < end)[:, None], g0, 0.0)
-        dw0 += own * x3
-        dw1 += own * x2
-        dw2 += own * x1
-        dw3 += own * x0
-        db += own
-        # Token `position - 3` has now met the gradients of all four outputs that it feeds.
-        target = position - 3
-        write = exists & (step >= 3) & (target < end)
-        dx = w3 * g3 + w2 * g2 + w1 * g1 + w0 * g0
-        token = token_index(sequence, target, frames, ROWS, COLUMNS, SIZE)
-        tl.store(
-            grad_projected + token[:, None] * ROW + OFFSET + channel[None, :],
-            dx.to(grad_projected.dtype.element_ty),
-            mask=write[:, None],
-        )
-        x3, x2, x1 = x2, x1, x0
-        g3, g2, g1 = g2, g1, g0
+    for step in range(-3, segment + 3, 4):
+        at = start + step
+        xa, ga = _load(
+            projected, grad, sequence, at, exists, start, length, frames, channel, grad_channel,
+            ROW, OFFSET, GRAD_ROW, ROWS, COLUMNS, SIZE,
+        )  # fmt: skip
+        xb, gb = _load(
+            projected, grad, sequence, at + 1, exists, start, length, frames, channel, grad_channel,
+            ROW, OFFSET, GRAD_ROW, ROWS, COLUMNS, SIZE,
+        )  # fmt: skip
+        xc, gc = _load(
+            projected, grad, sequence, at + 2, exists, start, length, frames, channel, grad_channel,
+            ROW, OFFSET, GRAD_ROW, ROWS, COLUMNS, SIZE,
+        )  # fmt: skip
+        xd, gd = _load(
+            projected, grad, sequence, at + 3, exists, start, length, frames, channel, grad_channel,
+            ROW, OFFSET, GRAD_ROW, ROWS, COLUMNS, SIZE,
+        )  # fmt: skip
+        ga = _through_silu(ga, b + w0 * x3 + w1 * x2 + w2 * x1 + w3 * xa)
+        gb = _through_silu(gb, b + w0 * x2 + w1 * x1 + w2 * xa + w3 * xb)
+        gc = _through_silu(gc, b + w0 * x1 + w1 * xa + w2 * xb + w3 * xc)
+        gd = _through_silu(gd, b + w0 * xa + w1 * xb + w2 * xc + w3 * xd)
+        # A token has met the gradients of all four outputs that it feeds three tokens later.
+        _store(
+            grad_projected, w3 * g3 + w2 * g2 + w1 * g1 + w0 * ga, sequence, at - 3, exists, start, end,
+            frames, channel, ROW, OFFSET, ROWS, COLUMNS, SIZE,
+        )  # fmt: skip
+        _store(
+            grad_projected, w3 * g2 + w2 * g1 + w1 * ga + w0 * gb, sequence, at - 2, exists, start, end,
+            frames, channel, ROW, OFFSET, ROWS, COLUMNS, SIZE,
+        )  # fmt: skip
+        _store(
+            grad_projected, w3 * g1 + w2 * ga + w1 * gb + w0 * gc, sequence, at - 1, exists, start, end,
+            frames, channel, ROW, OFFSET, ROWS, COLUMNS, SIZE,
+        )  # fmt: skip
+        _store(
+            grad_projected, w3 * ga + w2 * gb + w1 * gc + w0 * gd, sequence, at, exists, start, end,
+            frames, channel, ROW, OFFSET, ROWS, COLUMNS, SIZE,
+        )  # fmt: skip
+        g3, g2, g1 = gb, gc, gd
+        # The parameters' gradients: outputs of the next segment are left to it.
+        ga = tl.where((at < end)[:, None], ga, 0.0)
+        gb = tl.where((at + 1 < end)[:, None], gb, 0.0)
+        gc = tl.where((at + 2 < end)[:, None], gc, 0.0)
+        gd = tl.where((at + 3 < end)[:, None], gd, 0.0)
+        dw0 += ga * x3 + gb * x2 + gc * x1 + gd * xa
+        dw1 += ga * x2 + gb * x1 + gc * xa + gd * xb
+        dw2 += ga * x1 + gb * xa + gc * xb + gd * xc
+        dw3 += ga * xa + gb * xb + gc * xc + gd * xd
+        db += ga + gb + gc + gd
+        x3, x2, x1 = xb, xc, xd
     row = partial + tl.program_id(0) * 5 * CHANNELS + channel
     tl.store(row, tl.sum(dw0, 0))
     tl.store(row + CHANNELS, tl.sum(dw1, 0))

@@ -54,8 +54,8 @@ def _rotate_backward(
     column = tl.arange(0, HALF)
     weight = query_norm if which == 0 else key_norm
     w1, w2 = tl.load(weight + column)[None, :], tl.load(weight + HALF + column)[None, :]
-    dw1 = tl.zeros((HALF,), tl.float32)
-    dw2 = tl.zeros((HALF,), tl.float32)
+    dw1 = tl.zeros((BLOCK, HALF), tl.float32)
+    dw2 = tl.zeros((BLOCK, HALF), tl.float32)
     for step in range(STEPS):
         row = ((tl.program_id(0) * STEPS + step) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
         mask = (row < num_rows)[:, None] & (column < HALF)[None, :]
@@ -71,15 +71,15 @@ def _rotate_backward(
         angle = (token % positions)[:, None] * HALF + column[None, :]
         c, s = tl.load(cos + angle), tl.load(sin + angle)
         d1, d2 = g1 * c + g2 * s, g2 * c - g1 * s
-        dw1 += tl.sum(d1 * first, 0)
-        dw2 += tl.sum(d2 * second, 0)
+        dw1 += d1 * first
+        dw2 += d2 * second
         d1, d2 = d1 * w1, d2 * w2
         overlap = ((tl.sum(d1 * first, 1) + tl.sum(d2 * second, 1)) / (2 * HALF))[:, None]
         tl.store(grad_qkv + at, (scale * (d1 - first * overlap)).to(grad_qkv.dtype.element_ty), mask=mask)
         tl.store(grad_qkv + at + HALF, (scale * (d2 - second * overlap)).to(grad_qkv.dtype.element_ty), mask=mask)
     target = partial + (tl.program_id(0) * 2 + which) * (2 * HALF) + column
-    tl.store(target, dw1)
-    tl.store(target + HALF, dw2)
+    tl.store(target, tl.sum(dw1, 0))
+    tl.store(target + HALF, tl.sum(dw2, 0))
 
 
 @triton.jit

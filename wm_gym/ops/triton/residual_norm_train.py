@@ -11,7 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 EPS = 1e-6
-_TOKENS = 16  # of one step of a program
+_TOKENS = 16  # of a forward program
+_BACKWARD_TOKENS = 8  # of one step of a program
+_STAGES = 3  # steps whose loads are under way
 
 
 @triton.jit
@@ -45,6 +47,7 @@ def _residual_backward(
     grad_tokens, grad_branch, grad_gate, grad_shift, grad_scale,
     num_tokens, gate_row, scale_row,
     HAS_BRANCH: tl.constexpr, WIDTH: tl.constexpr, EPS: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """One program per frame, which sums the gradients of the frame's gate, shift and scale on the way."""
     frame = tl.program_id(0).to(tl.int64)
@@ -53,10 +56,10 @@ def _residual_backward(
     if HAS_BRANCH:
         g = tl.load(gate + frame * gate_row + channel, mask=inside, other=0.0).to(tl.float32)
     m = tl.load(scale + frame * scale_row + channel, mask=inside, other=0.0).to(tl.float32)
-    dgate = tl.zeros((BLOCK,), tl.float32)
-    dshift = tl.zeros((BLOCK,), tl.float32)
-    dscale = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, num_tokens, TOKENS):
+    dgate = tl.zeros((TOKENS, BLOCK), tl.float32)
+    dshift = tl.zeros((TOKENS, BLOCK), tl.float32)
+    dscale = tl.zeros((TOKENS, BLOCK), tl.float32)
+    for start in tl.range(0, num_tokens, TOKENS, num_stages=STAGES):
         token = start + tl.arange(0, TOKENS)
         mask = (token < num_tokens)[:, None] & inside[None, :]
         at = (frame * num_tokens + token)[:, None] * WIDTH + channel[None, :]
@@ -65,8 +68,8 @@ def _residual_backward(
         centred = tl.where(mask, x - (tl.sum(x, 1) / WIDTH)[:, None], 0.0)
         deviation = tl.rsqrt(tl.sum(centred * centred, 1) / WIDTH + EPS)[:, None]
         normalised = centred * deviation
-        dshift += tl.sum(dy, 0)
-        dscale += tl.sum(dy * normalised, 0)
+        dshift += dy
+        dscale += dy * normalised
         dy = dy * (1 + m)[None, :]
         mean = (tl.sum(dy, 1) / WIDTH)[:, None]
         overlap = (tl.sum(dy * normalised, 1) / WIDTH)[:, None]
@@ -75,13 +78,13 @@ def _residual_backward(
             dx += tl.load(grad_out + at, mask=mask, other=0.0).to(tl.float32)
             tl.store(grad_branch + at, (dx * (1 + g)[None, :]).to(grad_branch.dtype.element_ty), mask=mask)
             u = tl.load(branch + at, mask=mask, other=0.0).to(tl.float32)
-            dgate += tl.sum(tl.where(mask, dx * u, 0.0), 0)
+            dgate += tl.where(mask, dx * u, 0.0)
         tl.store(grad_tokens + at, dx.to(grad_tokens.dtype.element_ty), mask=mask)
     at = frame * WIDTH + channel
     if HAS_BRANCH:
-        tl.store(grad_gate + at, dgate.to(grad_gate.dtype.element_ty), mask=inside)
-    tl.store(grad_shift + at, dshift.to(grad_shift.dtype.element_ty), mask=inside)
-    tl.store(grad_scale + at, dscale.to(grad_scale.dtype.element_ty), mask=inside)
+        tl.store(grad_gate + at, tl.sum(dgate, 0).to(grad_gate.dtype.element_ty), mask=inside)
+    tl.store(grad_shift + at, tl.sum(dshift, 0).to(grad_shift.dtype.element_ty), mask=inside)
+    tl.store(grad_scale + at, tl.sum(dscale, 0).to(grad_scale.dtype.element_ty), mask=inside)
 
 
 def residual_norm(
@@ -131,7 +134,7 @@ def residual_norm_backward(
         grad_tokens, out if grad_branch is None else grad_branch, scale if grad_gate is None else grad_gate,
         grad_shift, grad_scale,
         num_tokens, gate.stride(0), scale.stride(0),
-        has_branch, width, EPS, _TOKENS, triton.next_power_of_2(width),
+        has_branch, width, EPS, _BACKWARD_TOKENS, triton.next_power_of_2(width), _STAGES,
         num_warps=4,
     )  # fmt: skip
     return grad_tokens, grad_branch, grad_gate, grad_shift, grad_scale
