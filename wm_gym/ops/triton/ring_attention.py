@@ -80,8 +80,9 @@ def _ring_attention_kernel(
     acc = tl.zeros([QUERY_TILE, DIM_TILE], tl.float32)
     channel = tl.arange(0, DIM_TILE)[None, :]
     pair = tl.arange(0, HALF_TILE)[None, :]
-    # Fresh frame 0 comes first: every query sees it, so that no running maximum stays infinite.
-    for other in tl.static_range(FRAMES):
+    # Fresh frame 0 comes first: every query sees it, so that no running maximum stays infinite. A loop that is not
+    # unrolled leaves registers for two programs at a time.
+    for other in tl.range(0, FRAMES, num_stages=1):
         for start in tl.static_range(0, TOKENS, KEY_TILE):
             token = start + tl.arange(0, KEY_TILE)
             there = (token < TOKENS)[:, None]
@@ -179,7 +180,7 @@ def ring_attention(
     _ring_attention_kernel[(batch * heads * ceil_div(frames * tokens, query_tile),)](
         qkv, query_norm, key_norm, cos, sin, kv_ring, num_cached, out, dim**-0.5 * 1.4426950408889634,
         **sizes, QUERY_TILE=query_tile, KEY_TILE=min(64, max(16, next_power_of_two(tokens))), **numbers,
-        num_warps=8 if query_tile >= 128 else 4,
+        num_warps=8 if query_tile >= 128 else 4, num_stages=2, maxnreg=128,
     )  # fmt: skip
     if num_committed:
         tile = 32
