@@ -306,8 +306,5 @@ def _row_tile(dim: int, num_states: int) -> int:
 
 def _group(heads: int, programs_per_head: int) -> int:
     """Heads that one program takes in turn: more where there is work enough to fill the GPU without."""
-    return next(
-        group
-        for group in (8, 4, 2, 1)
-        if heads % group == 0 and (group == 1 or programs_per_head * heads >= _MANY * group)
-    )
+    most = max(1, programs_per_head * heads // _MANY)
+    return next(group for group in (8, 4, 2, 1) if group <= most and heads % group == 0)
