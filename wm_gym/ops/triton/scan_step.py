@@ -6,7 +6,7 @@ stream of states through registers; more tokens run the state-space dual form, a
 """
 
 # A kernel is Python in form only; the type checker does not know Triton's launches, loops and tuples.
-# pyright: reportGeneralTypeIssues=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportPossiblyUnbound=false
 
 from __future__ import annotations
 
