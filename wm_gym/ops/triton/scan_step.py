@@ -6,7 +6,7 @@ stream of states through registers; more tokens run the state-space dual form, a
 """
 
 # A kernel is Python in form only; the type checker does not know Triton's launches, loops and tuples.
-# pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportPossiblyUnbound=false
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportPossiblyUnboundVariable=false, reportUnboundVariable=false
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ _MAX_PIECE = 64  # tokens per matrix product
 _CONV_TILE = 2048  # values that one program filters
 _STATE_TILE = 4096  # values of a state that one program holds in the recurrence
 _FILLS_A_GPU = 256  # programs
+_LOG2_OF_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 _MANY = 2048  # programs
 _PREFETCH = 2  # heads of a group whose states are on their way or at work
 
@@ -46,7 +47,7 @@ def _softplus(x):
 
 @triton.jit
 def _silu(x):
-    return x / (1.0 + tl.exp(-x))
+    return x / (1.0 + tl.exp2(x * -_LOG2_OF_E))
 
 
 @triton.jit
@@ -146,16 +147,44 @@ def _recurrent_kernel(
 
 
 @triton.jit
-def _tokens_in_and_out(
-    filtered, row, valid, s, has_s, INNER: tl.constexpr, MIXED: tl.constexpr, STATE: tl.constexpr,
+def _piece_of_tokens(
+    projected, filtered, dt_bias, a, dream_row, token, valid, block, head, s, has_s,
+    INNER: tl.constexpr, MIXED: tl.constexpr, CHANNELS: tl.constexpr, STATE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What tokens write to the state (b), read from it (c), and the products of both; no head has its own."""
+    """What heads share of some tokens, and the small part that each has of its own.
+
+    Returns the tokens' places; what they write to a state (b), read from it (c), and the products of both; of GROUP
+    heads from ``head`` on the steps dt and the logarithms to base 2 of the decay at each token and from the first on,
+    ``[tokens, GROUP]`` or, of one head, ``[tokens]``.
+    """
+    row = dream_row + _token_rows(token, block, BLOCK_SIZE, ROWS, COLUMNS)
     place = filtered + row[:, None] * MIXED + INNER + s[None, :]
     mask = valid[:, None] & has_s[None, :]
     b = tl.load(place, mask, 0.0).to(OPERAND)
     c = tl.load(place + STATE, mask, 0.0).to(OPERAND)
-    return b, c, tl.dot(c, tl.trans(b), input_precision=PRECISION)
+    # Triton 3.6 cannot sum along a single column.
+    if GROUP == 1:
+        step = tl.load(projected + row * CHANNELS + INNER + MIXED + head, valid, 0.0).to(tl.float32)
+        bias, rate = tl.load(dt_bias + head).to(tl.float32), tl.load(a + head).to(tl.float32)
+        # A padded token has dt = 0: it neither decays nor feeds the state.
+        dt = tl.where(valid, _softplus(step + bias), 0.0)
+    else:
+        own = head + tl.arange(0, GROUP)[None, :]
+        step = tl.load(projected + row[:, None] * CHANNELS + INNER + MIXED + own, valid[:, None], 0.0).to(tl.float32)
+        bias, rate = tl.load(dt_bias + own).to(tl.float32), tl.load(a + own).to(tl.float32)
+        dt = tl.where(valid[:, None], _softplus(step + bias), 0.0)
+    log_decay = dt * (rate * _LOG2_OF_E)
+    return row, b, c, tl.dot(c, tl.trans(b), input_precision=PRECISION), dt, log_decay, tl.cumsum(log_decay, 0)
+
+
+@triton.jit
+def _of_member(values, member, GROUP: tl.constexpr):
+    """A column of ``[tokens, GROUP]``, or all of ``[tokens]``."""
+    if GROUP > 1:
+        values = tl.sum(tl.where(tl.arange(0, GROUP)[None, :] == member, values, 0.0), 1)
+    return values
 
 
 @triton.jit
@@ -178,7 +207,7 @@ def _chunk_kernel(
     TILES: tl.constexpr = (DIM + ROW_TILE - 1) // ROW_TILE
     GROUPS: tl.constexpr = HEADS // GROUP
     tile = tl.program_id(0) % TILES
-    group = tl.program_id(0) // TILES % GROUPS
+    first_head = tl.program_id(0) // TILES % GROUPS * GROUP
     sequence = (tl.program_id(0) // (TILES * GROUPS)).to(tl.int64)
     block = (sequence % BLOCKS).to(tl.int32)
     dream_row = sequence // BLOCKS * (FRAMES * ROWS * COLUMNS)
@@ -192,32 +221,29 @@ def _chunk_kernel(
     x_mask = valid[:, None] & has_d[None, :]
     causal = index[:, None] >= index[None, :]
     if PIECES == 1:
-        row = dream_row + _token_rows(index, block, BLOCK_SIZE, ROWS, COLUMNS)
-        b, c, products = _tokens_in_and_out(filtered, row, valid, s, has_s, INNER, MIXED, STATE, OPERAND, PRECISION)
+        row, b, c, products, all_dt, all_log_decay, all_decay = _piece_of_tokens(
+            projected, filtered, dt_bias, a, dream_row, index, valid, block, first_head, s, has_s,
+            INNER, MIXED, CHANNELS, STATE, BLOCK_SIZE, ROWS, COLUMNS, GROUP, OPERAND, PRECISION,
+        )  # fmt: skip
     for member in tl.range(0, GROUP, num_stages=PREFETCH):
-        head = group * GROUP + member
+        head = first_head + member
         place = ssm_state + (sequence * HEADS + head) * (DIM * STATE) + d[:, None] * STATE + s[None, :]
         state = tl.load(place, held, 0.0).to(tl.float32)
         channel = head * DIM + d
-        rate = tl.load(a + head).to(tl.float32)
-        bias = tl.load(dt_bias + head).to(tl.float32)
         direct = tl.load(skip + head).to(tl.float32)
         for piece in tl.static_range(PIECES):
             token = piece * PIECE + index
             if PIECES > 1:
-                row = dream_row + _token_rows(token, block, BLOCK_SIZE, ROWS, COLUMNS)
-                b, c, products = _tokens_in_and_out(
-                    filtered, row, valid, s, has_s, INNER, MIXED, STATE, OPERAND, PRECISION
-                )
+                row, b, c, products, all_dt, all_log_decay, all_decay = _piece_of_tokens(
+                    projected, filtered, dt_bias, a, dream_row, token, valid, block, first_head, s, has_s,
+                    INNER, MIXED, CHANNELS, STATE, BLOCK_SIZE, ROWS, COLUMNS, GROUP, OPERAND, PRECISION,
+                )  # fmt: skip
             x = tl.load(filtered + row[:, None] * MIXED + channel[None, :], x_mask, 0.0)
             gate = tl.load(projected + row[:, None] * CHANNELS + channel[None, :], x_mask, 0.0).to(tl.float32)
-            step = tl.load(projected + row * CHANNELS + INNER + MIXED + head, valid, 0.0).to(tl.float32)
-            # A padded token has dt = 0: it neither decays nor feeds the state.
-            dt = tl.where(valid, _softplus(step + bias), 0.0)
-            decay = tl.cumsum(dt * rate, 0)
+            dt, decay = _of_member(all_dt, member, GROUP), _of_member(all_decay, member, GROUP)
 
-            weight = tl.exp(tl.where(causal, decay[:, None] - decay[None, :], float("-inf"))) * dt[None, :]
-            y = tl.dot(c, tl.trans(state.to(OPERAND)), input_precision=PRECISION) * tl.exp(decay)[:, None]
+            weight = tl.exp2(tl.where(causal, decay[:, None] - decay[None, :], float("-inf"))) * dt[None, :]
+            y = tl.dot(c, tl.trans(state.to(OPERAND)), input_precision=PRECISION) * tl.exp2(decay)[:, None]
             y = tl.dot((products * weight).to(OPERAND), x.to(OPERAND), acc=y, input_precision=PRECISION)
             y += direct * x.to(tl.float32)
             y *= _silu(gate)
@@ -225,10 +251,10 @@ def _chunk_kernel(
 
             if piece * PIECE < COMMITTED or piece + 1 < PIECES:
                 kept = token < COMMITTED if piece * PIECE < COMMITTED else valid
-                total = tl.sum(tl.where(kept, dt * rate, 0.0), 0)
-                share = tl.where(kept, dt * tl.exp(tl.where(kept, total - decay, 0.0)), 0.0)
+                total = tl.sum(tl.where(kept, _of_member(all_log_decay, member, GROUP), 0.0), 0)
+                share = tl.where(kept, dt * tl.exp2(tl.where(kept, total - decay, 0.0)), 0.0)
                 fed = (x.to(tl.float32) * share[:, None]).to(OPERAND)
-                state = tl.dot(tl.trans(fed), b, acc=tl.exp(total) * state, input_precision=PRECISION)
+                state = tl.dot(tl.trans(fed), b, acc=tl.exp2(total) * state, input_precision=PRECISION)
                 if piece * PIECE < COMMITTED and (piece + 1) * PIECE >= COMMITTED:
                     tl.store(place, state.to(ssm_state.dtype.element_ty), held)
 
