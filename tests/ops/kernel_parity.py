@@ -198,6 +198,15 @@ def test_scan_step_at_the_models_size(block_size: int, state_dtype: torch.dtype,
 
 
 @on_gpu
+@pytest.mark.parametrize("batch", [2, 80])
+@pytest.mark.parametrize("dim", [16, 32, 64, 128])
+@pytest.mark.parametrize("block_size", [1, 2, 4, 8])
+def test_scan_step_of_other_widths(block_size: int, dim: int, batch: int) -> None:
+    case = scan_case(Draw(DEVICE, BF16), batch, grid=(8, 8), heads=8, dim=dim, state_dim=32, block_size=block_size)
+    assert_equal_to_twin(step.scan_step, case, ("ssm_state", "conv_state"), TOLERANCE[BF16])
+
+
+@on_gpu
 @pytest.mark.parametrize("batch", [1, 5, 130])
 def test_ring_attention_at_the_models_size(batch: int) -> None:
     case = attention_case(Draw(DEVICE, BF16), batch, grid=(8, 8), heads=4, dim=64, window=8)

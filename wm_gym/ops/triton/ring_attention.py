@@ -1,7 +1,7 @@
 """Frame-local attention over a ring of cached frames: norms, rotation, softmax and sum in one kernel."""
 
 # A kernel is Python in form only; the type checker does not know Triton's launches, loops and tuples.
-# pyright: reportGeneralTypeIssues=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportArgumentType=false
 
 from __future__ import annotations
 
