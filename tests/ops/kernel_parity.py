@@ -6,8 +6,12 @@ runs this file in a process of its own, with TRITON_INTERPRET=1 or without.
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -27,15 +31,70 @@ on_gpu = pytest.mark.skipif(INTERPRETED, reason="too large for the interpreter")
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 
 
+GUARD = 4096  # elements on each side of a tensor that no kernel may use
+UNREADABLE = -(2**62)  # of int64; NaN in floating point
+
+
+class Guards:
+    """Memory around tensors that, if a kernel reads it, spoils the result, and shows if a kernel writes it.
+
+    On a GPU an access beyond a tensor is mostly silent, for the allocator's neighbours lie there, and in the
+    interpreter it always is.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: list[Tensor] = []
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+        """A tensor between two guards, unreadable until it is written."""
+        size = math.prod(shape)
+        poison = math.nan if dtype.is_floating_point else UNREADABLE
+        buffer = torch.full((size + 2 * GUARD,), poison, dtype=dtype, device=device)
+        self._buffers.append(buffer)
+        return buffer[GUARD : GUARD + size].view(shape)
+
+    def copy(self, case: dict[str, Any]) -> dict[str, Any]:
+        """The same arguments between guards; views of larger tensors stay what they are."""
+        return {
+            k: self.empty(tuple(v.shape), v.dtype, v.device).copy_(v)
+            if isinstance(v, Tensor) and v.is_contiguous()
+            else v
+            for k, v in case.items()
+        }
+
+    @contextmanager
+    def around_new_tensors(self) -> Iterator[None]:
+        """Within the context, what ``new_empty`` makes is guarded too."""
+
+        new_empty_of_torch = Tensor.new_empty
+
+        def new_empty(tensor: Tensor, *shape: Any, dtype: torch.dtype | None = None, **others: Any) -> Tensor:
+            if others:  # Triton's interpreter asks, not a kernel's launcher
+                return new_empty_of_torch(tensor, *shape, dtype=dtype, **others)
+            sizes = shape[0] if isinstance(shape[0], torch.Size) else shape
+            return self.empty(sizes, tensor.dtype if dtype is None else dtype, tensor.device)
+
+        with mock.patch.object(Tensor, "new_empty", new_empty):
+            yield
+
+    def are_untouched(self) -> bool:
+        sides = [side for buffer in self._buffers for side in (buffer[:GUARD], buffer[-GUARD:])]
+        return all(bool((side.isnan() if side.is_floating_point() else side == UNREADABLE).all()) for side in sides)
+
+
 def assert_equal_to_twin(operation: Any, case: dict[str, Any], changed: tuple[str, ...], tolerance: float) -> None:
     """Run kernel and twin on the same arguments; compare the result and what is changed in place."""
-    fast, slow = clone(case), upcast(case)
-    y, expected = operation(**fast, backend="triton"), operation(**slow, backend="plain")
+    guards = Guards()
+    fast, slow = guards.copy(case), upcast(case)
+    with guards.around_new_tensors():
+        y = operation(**fast, backend="triton")
+    expected = operation(**slow, backend="plain")
     assert y.shape == expected.shape
     pairs: dict[str, tuple[Tensor, Tensor]] = {"result": (y, expected)}
     pairs |= {name: (fast[name], slow[name]) for name in changed}
     for name, (value, wanted) in pairs.items():
         assert relative_error(value, wanted) <= tolerance, name
+    assert guards.are_untouched(), "something was written beyond a tensor"
 
 
 @pytest.mark.parametrize(("frames", "num_committed", "dtype"), PASSES)
@@ -120,7 +179,10 @@ def test_residual_adaln_gives_the_dtype_that_is_asked_for() -> None:
 def test_frame_noise(shape: tuple[int, int, int]) -> None:
     keys = torch.tensor([0, -1, 2**40 + 17, -(2**63)], device=DEVICE)
     counters = torch.tensor([0, 2**33 + 5, 1, 2**62], device=DEVICE)
-    noise = step.frame_noise(keys, counters, shape, backend="triton").cpu()
+    guards = Guards()
+    with guards.around_new_tensors():
+        noise = step.frame_noise(keys, counters, shape, backend="triton").cpu()
+    assert guards.are_untouched()
     expected = step.frame_noise(keys.cpu(), counters.cpu(), shape, backend="plain")
     torch.testing.assert_close(noise, expected, rtol=0, atol=1e-5)
 
@@ -132,6 +194,15 @@ def test_frame_noise(shape: tuple[int, int, int]) -> None:
 def test_scan_step_at_the_models_size(block_size: int, state_dtype: torch.dtype, batch: int) -> None:
     sizes = {"grid": (8, 8), "heads": 8, "dim": 64, "state_dim": 64, "state_dtype": state_dtype}
     case = scan_case(Draw(DEVICE, BF16), batch, block_size=block_size, **sizes)
+    assert_equal_to_twin(step.scan_step, case, ("ssm_state", "conv_state"), TOLERANCE[BF16])
+
+
+@on_gpu
+@pytest.mark.parametrize("batch", [2, 80])
+@pytest.mark.parametrize("dim", [16, 32, 64, 128])
+@pytest.mark.parametrize("block_size", [1, 2, 4, 8])
+def test_scan_step_of_other_widths(block_size: int, dim: int, batch: int) -> None:
+    case = scan_case(Draw(DEVICE, BF16), batch, grid=(8, 8), heads=8, dim=dim, state_dim=32, block_size=block_size)
     assert_equal_to_twin(step.scan_step, case, ("ssm_state", "conv_state"), TOLERANCE[BF16])
 
 

@@ -83,3 +83,16 @@ def test_states_are_read_and_written_sixteen_bytes_at_a_time() -> None:
     # 64 x 64 float32 over 128 threads, four to an access.
     assert ptx.count("ld.global.v4") == 8
     assert ptx.count("st.global.v4") == 8
+
+
+def test_tokens_of_unaligned_rows_are_loaded_in_vectors_no_wider_than_the_rows_are_aligned() -> None:
+    from tests.ops.compiled import compile_launch, launches_of
+    from wm_gym.ops.triton import scan_step
+
+    # Rows of 98 float32 begin at multiples of 8 bytes; a wider load faults on a GPU, and nothing else shows it.
+    case = scan_case(Draw(), 2, block_size=4)
+    assert case["projected"].shape[-1] == 98
+    chunk = [launch for launch in launches_of(scan_step.scan_step, **case) if str(launch) == "_chunk_kernel"]
+    ptx = compile_launch(chunk[0]).ptx
+    assert ptx.count("ld.global.v4") == 3, "b, c and x, whose rows are whole multiples of 16 bytes, not the gate"
+    assert ptx.count("ld.global.v2") > 0

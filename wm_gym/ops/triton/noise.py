@@ -45,7 +45,7 @@ def _noise_kernel(keys, counters, out, SIZE: tl.constexpr, GROUPS: tl.constexpr,
 
 def frame_noise(keys: Tensor, counters: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """Kernel of :func:`wm_gym.ops.step.frame_noise`."""
-    out = torch.empty(keys.shape[0], *shape, device=keys.device)
+    out = keys.new_empty(keys.shape[0], *shape, dtype=torch.float32)
     size = math.prod(shape)
     groups = ceil_div(size, 4)
     grid = (keys.shape[0] * ceil_div(groups, _TILE),)

@@ -58,7 +58,7 @@ def residual_adaln(
     if any(t is not None and t.stride(-1) != 1 for t in (gate, shift, scale)):
         raise ValueError("gate, shift and scale may be strided over rows but not over channels.")
     num_rows, num_tokens, width = tokens.shape
-    out = torch.empty_like(tokens, dtype=out_dtype)
+    out = tokens.new_empty(tokens.shape, dtype=out_dtype)
     tile = 1 if num_rows * num_tokens <= _FILLS_A_GPU else min(8, next_power_of_two(num_tokens))
     grid = (num_rows * ceil_div(num_tokens, tile),)
     # Without a branch the kernel reads neither of the two; it still takes pointers.

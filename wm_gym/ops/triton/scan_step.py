@@ -6,9 +6,12 @@ stream of states through registers; more tokens run the state-space dual form, a
 """
 
 # A kernel is Python in form only; the type checker does not know Triton's launches, loops and tuples.
-# pyright: reportGeneralTypeIssues=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportArgumentType=false
+# pyright: reportPossiblyUnboundVariable=false, reportUnboundVariable=false
 
 from __future__ import annotations
+
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -17,11 +20,9 @@ from torch import Tensor
 from wm_gym.ops.triton.launch import ceil_div, matrix_operand, matrix_precision, next_power_of_two
 
 _MAX_PIECE = 64  # tokens per matrix product
-_CONV_TILE = 2048  # values that one program filters
-_STATE_TILE = 4096  # values of a state that one program holds in the recurrence
 _FILLS_A_GPU = 256  # programs
-_MANY = 2048  # programs
-_PREFETCH = 2  # heads of a group whose states are on their way or at work
+_LOG2_OF_E: tl.constexpr = tl.constexpr(1.4426950408889634)
+_MANY = 512  # states: a program for each of them fills a GPU
 
 
 @triton.jit
@@ -46,7 +47,7 @@ def _softplus(x):
 
 @triton.jit
 def _silu(x):
-    return x / (1.0 + tl.exp(-x))
+    return x / (1.0 + tl.exp2(x * -_LOG2_OF_E))
 
 
 @triton.jit
@@ -146,16 +147,44 @@ def _recurrent_kernel(
 
 
 @triton.jit
-def _tokens_in_and_out(
-    filtered, row, valid, s, has_s, INNER: tl.constexpr, MIXED: tl.constexpr, STATE: tl.constexpr,
+def _piece_of_tokens(
+    projected, filtered, dt_bias, a, dream_row, token, valid, block, head, s, has_s,
+    INNER: tl.constexpr, MIXED: tl.constexpr, CHANNELS: tl.constexpr, STATE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What tokens write to the state (b), read from it (c), and the products of both; no head has its own."""
+    """What heads share of some tokens, and the small part that each has of its own.
+
+    Returns the tokens' places; what they write to a state (b), read from it (c), and the products of both; of GROUP
+    heads from ``head`` on the steps dt and the logarithms to base 2 of the decay at each token and from the first on,
+    ``[tokens, GROUP]`` or, of one head, ``[tokens]``.
+    """
+    row = dream_row + _token_rows(token, block, BLOCK_SIZE, ROWS, COLUMNS)
     place = filtered + row[:, None] * MIXED + INNER + s[None, :]
     mask = valid[:, None] & has_s[None, :]
     b = tl.load(place, mask, 0.0).to(OPERAND)
     c = tl.load(place + STATE, mask, 0.0).to(OPERAND)
-    return b, c, tl.dot(c, tl.trans(b), input_precision=PRECISION)
+    # Triton 3.6 cannot sum along a single column.
+    if GROUP == 1:
+        step = tl.load(projected + row * CHANNELS + INNER + MIXED + head, valid, 0.0).to(tl.float32)
+        bias, rate = tl.load(dt_bias + head).to(tl.float32), tl.load(a + head).to(tl.float32)
+        # A padded token has dt = 0: it neither decays nor feeds the state.
+        dt = tl.where(valid, _softplus(step + bias), 0.0)
+    else:
+        own = head + tl.arange(0, GROUP)[None, :]
+        step = tl.load(projected + row[:, None] * CHANNELS + INNER + MIXED + own, valid[:, None], 0.0).to(tl.float32)
+        bias, rate = tl.load(dt_bias + own).to(tl.float32), tl.load(a + own).to(tl.float32)
+        dt = tl.where(valid[:, None], _softplus(step + bias), 0.0)
+    log_decay = dt * (rate * _LOG2_OF_E)
+    return row, b, c, tl.dot(c, tl.trans(b), input_precision=PRECISION), dt, log_decay, tl.cumsum(log_decay, 0)
+
+
+@triton.jit
+def _of_member(values, member, GROUP: tl.constexpr):
+    """A column of ``[tokens, GROUP]``, or all of ``[tokens]``."""
+    if GROUP > 1:
+        values = tl.sum(tl.where(tl.arange(0, GROUP)[None, :] == member, values, 0.0), 1)
+    return values
 
 
 @triton.jit
@@ -178,7 +207,7 @@ def _chunk_kernel(
     TILES: tl.constexpr = (DIM + ROW_TILE - 1) // ROW_TILE
     GROUPS: tl.constexpr = HEADS // GROUP
     tile = tl.program_id(0) % TILES
-    group = tl.program_id(0) // TILES % GROUPS
+    first_head = tl.program_id(0) // TILES % GROUPS * GROUP
     sequence = (tl.program_id(0) // (TILES * GROUPS)).to(tl.int64)
     block = (sequence % BLOCKS).to(tl.int32)
     dream_row = sequence // BLOCKS * (FRAMES * ROWS * COLUMNS)
@@ -192,32 +221,29 @@ def _chunk_kernel(
     x_mask = valid[:, None] & has_d[None, :]
     causal = index[:, None] >= index[None, :]
     if PIECES == 1:
-        row = dream_row + _token_rows(index, block, BLOCK_SIZE, ROWS, COLUMNS)
-        b, c, products = _tokens_in_and_out(filtered, row, valid, s, has_s, INNER, MIXED, STATE, OPERAND, PRECISION)
+        row, b, c, products, all_dt, all_log_decay, all_decay = _piece_of_tokens(
+            projected, filtered, dt_bias, a, dream_row, index, valid, block, first_head, s, has_s,
+            INNER, MIXED, CHANNELS, STATE, BLOCK_SIZE, ROWS, COLUMNS, GROUP, OPERAND, PRECISION,
+        )  # fmt: skip
     for member in tl.range(0, GROUP, num_stages=PREFETCH):
-        head = group * GROUP + member
+        head = first_head + member
         place = ssm_state + (sequence * HEADS + head) * (DIM * STATE) + d[:, None] * STATE + s[None, :]
         state = tl.load(place, held, 0.0).to(tl.float32)
         channel = head * DIM + d
-        rate = tl.load(a + head).to(tl.float32)
-        bias = tl.load(dt_bias + head).to(tl.float32)
         direct = tl.load(skip + head).to(tl.float32)
         for piece in tl.static_range(PIECES):
             token = piece * PIECE + index
             if PIECES > 1:
-                row = dream_row + _token_rows(token, block, BLOCK_SIZE, ROWS, COLUMNS)
-                b, c, products = _tokens_in_and_out(
-                    filtered, row, valid, s, has_s, INNER, MIXED, STATE, OPERAND, PRECISION
-                )
+                row, b, c, products, all_dt, all_log_decay, all_decay = _piece_of_tokens(
+                    projected, filtered, dt_bias, a, dream_row, token, valid, block, first_head, s, has_s,
+                    INNER, MIXED, CHANNELS, STATE, BLOCK_SIZE, ROWS, COLUMNS, GROUP, OPERAND, PRECISION,
+                )  # fmt: skip
             x = tl.load(filtered + row[:, None] * MIXED + channel[None, :], x_mask, 0.0)
             gate = tl.load(projected + row[:, None] * CHANNELS + channel[None, :], x_mask, 0.0).to(tl.float32)
-            step = tl.load(projected + row * CHANNELS + INNER + MIXED + head, valid, 0.0).to(tl.float32)
-            # A padded token has dt = 0: it neither decays nor feeds the state.
-            dt = tl.where(valid, _softplus(step + bias), 0.0)
-            decay = tl.cumsum(dt * rate, 0)
+            dt, decay = _of_member(all_dt, member, GROUP), _of_member(all_decay, member, GROUP)
 
-            weight = tl.exp(tl.where(causal, decay[:, None] - decay[None, :], float("-inf"))) * dt[None, :]
-            y = tl.dot(c, tl.trans(state.to(OPERAND)), input_precision=PRECISION) * tl.exp(decay)[:, None]
+            weight = tl.exp2(tl.where(causal, decay[:, None] - decay[None, :], float("-inf"))) * dt[None, :]
+            y = tl.dot(c, tl.trans(state.to(OPERAND)), input_precision=PRECISION) * tl.exp2(decay)[:, None]
             y = tl.dot((products * weight).to(OPERAND), x.to(OPERAND), acc=y, input_precision=PRECISION)
             y += direct * x.to(tl.float32)
             y *= _silu(gate)
@@ -225,10 +251,10 @@ def _chunk_kernel(
 
             if piece * PIECE < COMMITTED or piece + 1 < PIECES:
                 kept = token < COMMITTED if piece * PIECE < COMMITTED else valid
-                total = tl.sum(tl.where(kept, dt * rate, 0.0), 0)
-                share = tl.where(kept, dt * tl.exp(tl.where(kept, total - decay, 0.0)), 0.0)
+                total = tl.sum(tl.where(kept, _of_member(all_log_decay, member, GROUP), 0.0), 0)
+                share = tl.where(kept, dt * tl.exp2(tl.where(kept, total - decay, 0.0)), 0.0)
                 fed = (x.to(tl.float32) * share[:, None]).to(OPERAND)
-                state = tl.dot(tl.trans(fed), b, acc=tl.exp(total) * state, input_precision=PRECISION)
+                state = tl.dot(tl.trans(fed), b, acc=tl.exp2(total) * state, input_precision=PRECISION)
                 if piece * PIECE < COMMITTED and (piece + 1) * PIECE >= COMMITTED:
                     tl.store(place, state.to(ssm_state.dtype.element_ty), held)
 
@@ -258,35 +284,33 @@ def scan_step(
     sequences = batch * blocks
     projected, conv_weight, conv_bias = projected.contiguous(), conv_weight.contiguous(), conv_bias.contiguous()
     dt_bias, a, skip = dt_bias.contiguous(), a.contiguous(), skip.contiguous()
-    out = projected.new_empty(batch, frames, rows, columns, inner)
     grid = {"BLOCK_SIZE": block_size, "ROWS": rows, "COLUMNS": columns, "FRAMES": frames}
+    grid["COMMITTED"] = num_committed * tokens
+
     filtered = projected.new_empty(batch, frames, rows, columns, mixed)
-    committed = num_committed * tokens
-    # A tile that is not a whole sequence has more than 3 tokens, so that only the first reads the convolution state.
-    token_tile = min(16, next_power_of_two(frames * tokens))
-    channel_tile = min(_CONV_TILE // token_tile, next_power_of_two(mixed))
-    _conv_kernel[(sequences * ceil_div(frames * tokens, token_tile), ceil_div(mixed, channel_tile))](
-        projected, conv_weight, conv_bias, conv_state, filtered, inner, mixed, channels, **grid,
-        COMMITTED=committed, TOKEN_TILE=token_tile, CHANNEL_TILE=channel_tile, num_warps=4,
-    )  # fmt: skip
+    conv = _conv_launch(frames * tokens, mixed)
+    _conv_kernel[(sequences * ceil_div(frames * tokens, conv["TOKEN_TILE"]), ceil_div(mixed, conv["CHANNEL_TILE"]))](
+        projected, conv_weight, conv_bias, conv_state, filtered, inner, mixed, channels, **grid, **conv
+    )
+    out = projected.new_empty(batch, frames, rows, columns, inner)
     tensors = (projected, filtered, dt_bias, a, skip, ssm_state, out)
-    # A matrix product takes no less than 16.
-    whole, state_tile = max(16, next_power_of_two(dim)), max(16, next_power_of_two(state_dim))
-    sizes = {"HEADS": heads, "DIM": dim, "STATE": state_dim, "STATE_TILE": state_tile, **grid, "COMMITTED": committed}
+    sizes = {"HEADS": heads, "DIM": dim, "STATE": state_dim, "STATE_TILE": _tile(state_dim), **grid}
     if block_size == 1:
-        row_tile = max(16, min(whole, _STATE_TILE // state_tile))
-        programs = sequences * heads * ceil_div(dim, row_tile)
-        _recurrent_kernel[(programs,)](*tensors, **sizes, ROW_TILE=row_tile, num_warps=4)
+        _recurrent_kernel[(sequences * heads * ceil_div(dim, 16),)](*tensors, **sizes, ROW_TILE=16, num_warps=1)
         return out
-    piece, row_tile = _piece(tokens, frames), _row_tile(whole, sequences * heads)
-    group = _group(heads, sequences * ceil_div(dim, row_tile))
-    padded = max(16, next_power_of_two(piece))
-    _chunk_kernel[(sequences * heads // group * ceil_div(dim, row_tile),)](
-        *tensors, **sizes, ROW_TILE=row_tile, PIECE=piece, PADDED=padded, GROUP=group, PREFETCH=_PREFETCH,
-        OPERAND=matrix_operand(projected.dtype), PRECISION=matrix_precision(projected.dtype),
-        num_warps=8 if padded >= 64 else 4,
+    piece = _piece(tokens, frames)
+    launch = _chunk_launch(_tile(piece), _tile(dim), heads, sequences)
+    programs = sequences * heads // launch["GROUP"] * ceil_div(dim, launch["ROW_TILE"])
+    _chunk_kernel[(programs,)](
+        *tensors, **sizes, **launch, PIECE=piece, PADDED=_tile(piece), OPERAND=matrix_operand(projected.dtype),
+        PRECISION=matrix_precision(projected.dtype),
     )  # fmt: skip
     return out
+
+
+def _tile(size: int) -> int:
+    """A matrix product takes powers of two from 16 on."""
+    return max(16, next_power_of_two(size))
 
 
 def _piece(tokens: int, frames: int) -> int:
@@ -296,18 +320,33 @@ def _piece(tokens: int, frames: int) -> int:
     return max(size for size in range(1, _MAX_PIECE + 1) if tokens % size == 0)
 
 
-def _row_tile(dim: int, num_states: int) -> int:
-    """Rows of a state per program: fewer where there are few states, so that more of the GPU works."""
-    tile = dim
-    while tile > 16 and num_states * (dim // tile) < _FILLS_A_GPU:
-        tile //= 2
-    return tile
+def _conv_launch(length: int, mixed: int) -> dict[str, int]:
+    """Tiles of the convolution, as measured on an H200.
+
+    A tile that is not a whole sequence has more than 3 tokens, so that only the first reads the convolution state.
+    """
+    token_tile = min(32, next_power_of_two(length))
+    channel_tile = min(64 if token_tile > 8 else 128, next_power_of_two(mixed))
+    num_warps = max(1, token_tile * channel_tile // 512)
+    return {"TOKEN_TILE": token_tile, "CHANNEL_TILE": channel_tile, "num_warps": num_warps}
 
 
-def _group(heads: int, programs_per_head: int) -> int:
-    """Heads that one program takes in turn: more where there is work enough to fill the GPU without."""
-    return next(
-        group
-        for group in (8, 4, 2, 1)
-        if heads % group == 0 and (group == 1 or programs_per_head * heads >= _MANY * group)
-    )
+def _chunk_launch(padded: int, dim: int, heads: int, sequences: int) -> dict[str, Any]:
+    """Tiles of the dual form, as measured on an H200, for pieces of ``padded`` tokens.
+
+    Triton 3.6 miscompiles 64 tokens by fewer than 64 rows in 4 warps for it; 2 or 8 are right.
+    """
+    launch = {"ROW_TILE": dim, "GROUP": 1, "PREFETCH": 1, "num_warps": 4, "maxnreg": None}
+    states = sequences * heads
+    if states < _MANY:
+        # Fewer rows per program, so that more of the GPU works.
+        row_tile = dim
+        while row_tile > 16 and states * (dim // row_tile) < _FILLS_A_GPU:
+            row_tile //= 2
+        return launch | {"ROW_TILE": row_tile, "num_warps": 8 if padded >= 64 else 4}
+    if padded == 16:
+        return launch | {"ROW_TILE": min(dim, 32), "num_warps": 2}
+    if padded == 32:
+        group = next(size for size in (4, 2, 1) if heads % size == 0 and states >= size * _MANY)
+        return launch | {"GROUP": group, "PREFETCH": 3}
+    return launch | ({"ROW_TILE": 64, "maxnreg": 168} if dim >= 64 else {"num_warps": 8})
