@@ -17,6 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("wm_gym.ops",),
     ("wm_gym.nn", "wm_gym.flow", "wm_gym.codec", "wm_gym.checkpoint"),
     ("wm_gym.world_model",),
+    ("wm_gym.step_memory", "wm_gym.step_network", "wm_gym.step_graph"),
     ("wm_gym.contexts", "wm_gym.envs", "wm_gym.policies", "wm_gym.compare", "wm_gym.play", "wm_gym.film"),
     ("wm_gym.demo", "wm_gym.cli"),
     ("training", "agents"),

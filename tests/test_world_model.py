@@ -191,6 +191,15 @@ def test_rows_are_independent_and_can_be_picked_and_mixed(model: WorldModel) -> 
     assert_same_state(mixed.index(1), state.index(1), rtol=0)
 
 
+def test_given_noise_is_that_of_the_generator_that_drew_it(model: WorldModel) -> None:
+    state, action = read(model), torch.tensor([1, 2])
+    drawn, _ = model.step(state, action, torch.Generator().manual_seed(5))
+    given, _ = model.step(state, action, torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(5)))
+    assert torch.equal(drawn.frame, given.frame)
+    other, _ = model.step(state, action, torch.zeros(2, 3, 32, 32))
+    assert not torch.equal(drawn.frame, other.frame)
+
+
 def test_gradients_reach_every_parameter() -> None:
     torch.manual_seed(0)
     model = random_weights(WorldModel(dataclasses.replace(CONFIG, pose_size=4))).requires_grad_(True)
@@ -229,6 +238,10 @@ def test_bad_input_is_one_clear_error(model: WorldModel) -> None:
         model.step(empty, actions[:, 0], torch.Generator())
     with pytest.raises(ValueError, match="one per row"):
         model.step(state, actions[:, 0], [torch.Generator()])
+    with pytest.raises(ValueError, match=r"frame has shape .* expected \(2, 3, 32, 32\)"):
+        model.step(state, actions[:, 0], torch.zeros(1, 3, 32, 32))
+    with pytest.raises(TypeError, match="float"):
+        model.step(state, actions[:, 0], torch.zeros(2, 3, 32, 32, dtype=torch.int64))
     with pytest.raises(ValueError, match="num_denoising_steps"):
         model.step(state, actions[:, 0], torch.Generator(), 0)
     with pytest.raises(ValueError, match="without pose conditioning"):

@@ -27,7 +27,7 @@ def tiny_model(seed: int = 0, **overrides: Any) -> WorldModel:
         "width": 32,
         "block_sizes": (2, 1),
         "head_dim": 16,
-        "state_dim": 8,
+        "state_dim": 16,
         "window": 3,
         "num_attention_heads": 2,
         "condition_width": 16,

@@ -38,12 +38,14 @@ class Clips:
     def __len__(self) -> int:
         return len(self.frames)
 
-    def context(self, index: int, num_frames: int) -> Context:
-        """The first `num_frames` frames of a clip. Raises ValueError if the clip is shorter."""
+    def context(self, index: int, num_frames: int, start: int = 0) -> Context:
+        """`num_frames` frames of a clip from frame `start` on. Raises ValueError if the clip is shorter."""
         length = self.frames.shape[1]
-        if not 1 <= num_frames <= length:
-            raise ValueError(f"A context of {num_frames} frames was asked for; the clips have 1 to {length}.")
-        return Context(self.frames[index, :num_frames], self.actions[index, : num_frames - 1])
+        if not (num_frames >= 1 and 0 <= start <= length - num_frames):
+            part = f"{num_frames} frames" + (f" from frame {start} on" if start else "")
+            raise ValueError(f"A context of {part} was asked for; the clips have 1 to {length}.")
+        end = start + num_frames
+        return Context(self.frames[index, start:end], self.actions[index, start : end - 1])
 
 
 def make_context(context: Any, observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> Context:

@@ -196,7 +196,7 @@ class WorldModel(nn.Module):
         self,
         state: ModelState,
         action: Action,
-        generator: Generator | Sequence[Generator],
+        noise: Generator | Sequence[Generator] | ModelFrame,
         num_denoising_steps: int = 1,
         pose: Pose | None = None,
     ) -> tuple[Prediction, ModelState]:
@@ -207,7 +207,9 @@ class WorldModel(nn.Module):
 
         Args:
             action: taken at the newest frame, ``[B]`` int64 or ``[B, A]`` float.
-            generator: source of the noise, or one per row; on the model's device or on the CPU.
+            noise: the noise that the frame is made from, ``[B, C, H, W]``, such as
+                :func:`wm_gym.ops.step.frame_noise` gives; or a generator of it, or one per row; on the model's device
+                or on the CPU.
             num_denoising_steps: passes per frame.
             pose: pose of the frame to come.
 
@@ -215,9 +217,8 @@ class WorldModel(nn.Module):
             The prediction and the state that has it as its newest frame.
         """
         schedule = linear_schedule(num_denoising_steps)
-        noise = self._noise(state.batch_size, generator)
-        noisy = self._next_frame(state, noise, action, pose)
-        level = noise.new_ones(state.batch_size)
+        noisy = self._next_frame(state, self._noise(state.batch_size, noise), action, pose)
+        level = noisy.frame.new_ones(state.batch_size)
         prediction, layers = self._predict(state, noisy, level, num_committed=1)
         committed = ModelState(layers, state.num_committed + 1)
         for before, now in itertools.pairwise(schedule[:-1]):
@@ -280,13 +281,18 @@ class WorldModel(nn.Module):
         has_action = torch.ones(batch, dtype=torch.bool, device=frame.device)
         return PendingFrame(frame, action, has_action, pose)
 
-    def _noise(self, batch_size: int, generator: Generator | Sequence[Generator]) -> ModelFrame:
+    def _noise(self, batch_size: int, source: Generator | Sequence[Generator] | ModelFrame) -> ModelFrame:
         c = self.config
         shape = (c.frame_channels, c.frame_height, c.frame_width)
-        if isinstance(generator, Generator):
-            noise = torch.randn(batch_size, *shape, generator=generator, device=generator.device)
-        elif len(generator) == batch_size:
-            noise = torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generator])
+        if isinstance(source, Tensor):
+            if not source.is_floating_point():
+                raise TypeError(f"noise is {source.dtype}; expected a float dtype.")
+            check_model_frame(c, source, batch_size)
+            noise = source.float()
+        elif isinstance(source, Generator):
+            noise = torch.randn(batch_size, *shape, generator=source, device=source.device)
+        elif len(source) == batch_size:
+            noise = torch.stack([torch.randn(shape, generator=g, device=g.device) for g in source])
         else:
-            raise ValueError(f"{len(generator)} generators given for {batch_size} rows; give one, or one per row.")
+            raise ValueError(f"{len(source)} generators given for {batch_size} rows; give one, or one per row.")
         return noise.to(self.device)

@@ -21,6 +21,7 @@ from tests.tiny import (
 )
 from wm_gym.codec import model_to_frames
 from wm_gym.envs.world_model import WorldModelEnv
+from wm_gym.ops.step import frame_noise
 
 ENV_ID = "LSSVWM-MemoryMaze-v0"
 ACTIONS = [0, 1, 2, 1, 0, 2, 2, 1]
@@ -31,6 +32,13 @@ def env(tiny_kwargs):
     env = gym.make(ENV_ID, **tiny_kwargs).unwrapped
     yield env
     env.close()
+
+
+def find_in_clips(obs):
+    """Numbers of the clip and of its frame that `obs` shows."""
+    frames = make_tiny_clips().frames
+    (match,) = np.argwhere((frames == obs).all(axis=(2, 3, 4)))
+    return tuple(match.tolist())
 
 
 def play(env, actions=ACTIONS):
@@ -77,16 +85,25 @@ def test_spaces_are_those_of_the_checkpoint(env):
     assert env.action_space == DISCRETE
 
 
-def test_reset_shows_the_last_frame_of_the_clip_that_the_seed_draws(env):
-    clips = make_tiny_clips()
-    starts = set()
-    for seed in range(20):
+@pytest.mark.parametrize(("starts_per_clip", "starts"), [(1, {0}), (4, {0, 2, 4, 6}), (20, set(range(7)))])
+def test_reset_shows_the_last_frame_of_the_part_of_a_clip_that_the_seed_draws(tiny_kwargs, starts_per_clip, starts):
+    env = gym.make(ENV_ID, starts_per_clip=starts_per_clip, **tiny_kwargs).unwrapped
+    drawn = set()
+    for seed in range(100):
         obs, info = env.reset(seed=seed)
-        matches = [i for i in range(len(clips)) if np.array_equal(obs, clips.frames[i, 5])]
-        assert len(matches) == 1
-        starts.add(matches[0])
+        clip, last = find_in_clips(obs)
+        drawn.add((clip, last - 5))
         assert info == {"context_frames": 6, "imagined_steps": 0}
-    assert starts == {0, 1, 2}
+    assert drawn == {(clip, start) for clip in range(3) for start in starts}
+
+
+def test_a_context_that_was_kept_gives_the_episode_that_reading_it_anew_gives(env, tiny_kwargs):
+    for seed in (3, 1, 4, 1, 3):
+        obs, _ = env.reset(seed=seed)
+        kept = play(env)
+        fresh = gym.make(ENV_ID, **tiny_kwargs).unwrapped
+        np.testing.assert_array_equal(fresh.reset(seed=seed)[0], obs)
+        assert_same(play(fresh), kept)
 
 
 def test_the_same_seed_gives_the_same_episode_and_another_seed_another(env):
@@ -110,17 +127,19 @@ def test_later_episodes_follow_from_the_first_seed(env, tiny_kwargs):
 
 def test_steps_are_those_of_the_model(env):
     clips = make_tiny_clips()
-    obs, _ = env.reset(seed=4)
-    clip = next(i for i in range(3) if np.array_equal(obs, clips.frames[i, 5]))
+    clip, last = find_in_clips(env.reset(seed=4)[0])
     model = tiny_model()
-    generator = torch.Generator().manual_seed(int(np.random.default_rng(4).integers(2**63)))
-    frames, actions = (torch.from_numpy(part[clip : clip + 1]) for part in (clips.frames, clips.actions))
-    state = model.prefill(model.initial_state(1), frames[:, :6], actions[:, :5])
+    key = torch.tensor([np.random.default_rng(4).integers(-(2**63), 2**63, dtype=np.int64)])
+    frames = torch.from_numpy(clips.frames[clip : clip + 1, last - 5 : last + 1])
+    actions = torch.from_numpy(clips.actions[clip : clip + 1, last - 5 : last])
+    state = model.prefill(model.initial_state(1), frames, actions)
     with torch.no_grad():
         for t, action in enumerate(ACTIONS):
-            prediction, state = model.step(state, torch.tensor([action]), [generator])
+            noise = frame_noise(key, torch.tensor([t]), (3, 16, 16))
+            prediction, state = model.step(state, torch.tensor([action]), noise)
             obs, reward, terminated, truncated, info = env.step(action)
-            np.testing.assert_array_equal(obs, model_to_frames(prediction.frame)[0].numpy())
+            # A value half-way between two grey levels may be rounded either way.
+            assert np.abs(obs.astype(int) - model_to_frames(prediction.frame)[0].numpy()).max() <= 1
             assert reward == prediction.reward.item()
             assert (terminated, truncated) == (False, t == 7)
             assert info == {"context_frames": 6, "imagined_steps": t + 1}
@@ -293,6 +312,8 @@ def test_wrong_reset_options_are_clear_errors_that_leave_the_episode_alone(env):
         ({"horizon": 0}, ValueError, "horizon"),
         ({"context_frames": 0}, ValueError, "context_frames"),
         ({"num_denoising_steps": 1.5}, ValueError, "num_denoising_steps"),
+        ({"starts_per_clip": 0}, ValueError, "starts_per_clip"),
+        ({"state_dtype": "float16"}, ValueError, "float32, bfloat16"),
         ({"render_mode": "ansi"}, ValueError, "render_mode"),
     ],
 )
@@ -359,9 +380,20 @@ def test_a_thousand_steps_keep_the_size_of_the_memory(tiny_kwargs):
     for t in range(1000):
         truncated = env.step(t % 3)[3]
         if t in (10, 999):
-            sizes.append(env.get_state().dream.model_state.num_bytes())
+            sizes.append((env.state_bytes_per_env, env.get_state().dream.model_state.num_bytes()))
         assert truncated == (t == 999)
     assert sizes[0] == sizes[1]
+    assert sizes[0][0] == sizes[0][1] + 16  # the key and the counter of the noise
+
+
+def test_a_memory_in_bfloat16_takes_less_space_and_dreams_much_the_same(tiny_kwargs):
+    envs = [gym.make(ENV_ID, state_dtype=dtype, **tiny_kwargs).unwrapped for dtype in ("float32", "bfloat16")]
+    frames = []
+    for env in envs:
+        env.reset(seed=0)
+        frames.append(np.stack([step[0] for step in play(env)]).astype(int))
+    assert envs[1].state_bytes_per_env < envs[0].state_bytes_per_env
+    assert 0 < np.abs(frames[0] - frames[1]).max() <= 16
 
 
 def test_the_packaged_dream_has_the_spaces_of_the_real_memory_maze_and_dreams():

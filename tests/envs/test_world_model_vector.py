@@ -114,8 +114,8 @@ def test_next_step_autoreset_gives_the_end_first_and_the_new_episode_next(make):
     *_, last = play(envs, actions_for(HORIZON))
     assert last[3].all()
     obs, rewards, terminated, truncated, info = envs.step([0, 0, 0])
-    clips = make_tiny_clips().frames[:, 5]
-    assert all(any(np.array_equal(row, clip) for clip in clips) for row in obs)
+    last_frames = make_tiny_clips().frames[:, [5, 7, 9, 11]].reshape(-1, 16, 16, 3)
+    assert all(any(np.array_equal(row, frame) for frame in last_frames) for row in obs)
     assert not rewards.any()
     assert not (terminated | truncated).any()
     assert info["imagined_steps"].tolist() == [0, 0, 0]
@@ -307,3 +307,35 @@ def test_on_a_gpu_torch_output_stays_there_and_seeds_still_decide(make):
     assert all(value.is_cuda for value in episodes[0][0])
     for one, other in zip(*episodes, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_64_packaged_dreams_go_on_for_500_steps_without_growing():
+    envs = gym.make_vec(
+        ENV_ID, num_envs=64, vectorization_mode="vector_entry_point", device="cuda", output="torch", horizon=200
+    )
+    first, _ = envs.reset(seed=0)
+    kept, memory = first.clone(), []
+    actions = torch.randint(0, 6, (500, 64), device="cuda")
+    for t in range(500):
+        obs, rewards, terminated, truncated, info = envs.step(actions[t])
+        assert info["imagined_steps"].tolist() == [(t + 1) % 201] * 64
+        assert all(value.is_cuda for value in (obs, rewards, terminated, truncated))
+        if t in (250, 499):
+            torch.cuda.synchronize()
+            memory.append((torch.cuda.memory_allocated(), torch.cuda.memory_reserved()))
+    assert memory[0] == memory[1]
+    assert torch.equal(first, kept)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_wrong_actions_on_the_device_are_value_errors(make):
+    envs = make(device="cuda", output="torch")
+    envs.reset(seed=0)
+    for wrong in ([0, 0, 3], [0, -1, 0]):
+        with pytest.raises(ValueError, match="nearest"):
+            envs.step(torch.tensor(wrong, device="cuda"))
+    for unfit in (torch.zeros(2, dtype=torch.int64), torch.zeros(3), torch.zeros(3, dtype=torch.bool)):
+        with pytest.raises(ValueError, match=r"3 action\(s\) from Discrete"):
+            envs.step(unfit.cuda())
+    envs.step(torch.tensor([0, 1, 2], device="cuda"))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -15,14 +15,38 @@ import torch
 from wm_gym.checkpoint import load_checkpoint, resolve_device
 from wm_gym.codec import model_to_frames
 from wm_gym.contexts import Clips, Context, load_clips
+from wm_gym.envs.context_pool import ContextPool, read_contexts
+from wm_gym.step_graph import StepGraph
 from wm_gym.world_model import ModelState, WorldModel
 
+STATE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TERMINATION_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
+class DreamSettings:
+    """Arguments that the two environments share; `WorldModelEnv` says what they mean."""
+
+    checkpoint: str | Path
+    contexts: str | Path
+    context_frames: int
+    starts_per_clip: int
+    device: str | torch.device
+    horizon: int
+    num_denoising_steps: int
+    state_dtype: str
+
+    def check(self) -> None:
+        """Raises ValueError for a number below 1 or an unknown dtype."""
+        for name in ("context_frames", "starts_per_clip", "horizon", "num_denoising_steps"):
+            check_count(name, getattr(self, name))
+        if self.state_dtype not in STATE_DTYPES:
+            raise ValueError(f"state_dtype is one of {', '.join(STATE_DTYPES)}, got {self.state_dtype!r}.")
+
+
+@dataclass(frozen=True)
 class DreamStep:
-    """What one step gives, per row. Tensors are on the model's device."""
+    """What one step gives, per row. The next step may overwrite the tensors, which are on the model's device."""
 
     frames: torch.Tensor  # uint8 [B, H, W, C]
     rewards: torch.Tensor  # float32 [B]
@@ -35,7 +59,8 @@ class DreamState:
     """All that a batch of dreams needs to go on: see `get_state` of the environments."""
 
     model_state: ModelState
-    generator_states: tuple[torch.Tensor, ...]
+    noise_keys: torch.Tensor  # int64 [B], which decide all noise of an episode
+    noise_counters: torch.Tensor  # int64 [B], imagined frames of the episode
     frames: torch.Tensor  # uint8 [B, H, W, C], the newest ones
     num_context_frames: np.ndarray  # int64 [B]
     num_steps: np.ndarray  # int64 [B]
@@ -43,107 +68,122 @@ class DreamState:
 
 
 class Dreams:
-    """A model, and for each of B rows a memory, a generator and counters.
+    """A model, and for each of B rows a memory, noise and counters.
 
     Args:
         num_rows: B.
-        checkpoint: a packaged name, the path of a file, or a Hugging Face Hub id.
-        contexts: name or path of the clips from which dreams start.
-        context_frames: how many frames of a clip are read in.
-        device: where the model runs.
-        horizon: steps before truncation.
-        num_denoising_steps: network passes for a frame.
+        settings: the rest.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
         ValueError: a damaged checkpoint, a device that is not there, a number below 1, or a model that needs poses.
     """
 
-    def __init__(
-        self,
-        num_rows: int,
-        checkpoint: str | Path,
-        contexts: str | Path,
-        context_frames: int,
-        device: str | torch.device,
-        horizon: int,
-        num_denoising_steps: int,
-    ) -> None:
-        counts = {
-            "num_envs": num_rows,
-            "context_frames": context_frames,
-            "horizon": horizon,
-            "num_denoising_steps": num_denoising_steps,
-        }
-        for name, value in counts.items():
-            if not isinstance(value, (int, np.integer)) or value < 1:
-                raise ValueError(f"{name} must be a whole number from 1 on, got {value!r}.")
-        device = resolve_device(device)
-        loaded = load_checkpoint(checkpoint)
+    def __init__(self, num_rows: int, settings: DreamSettings) -> None:
+        check_count("num_envs", num_rows)
+        settings.check()
+        device = resolve_device(settings.device)
+        loaded = load_checkpoint(settings.checkpoint)
+        self.num_rows = num_rows
         self.observation_space = loaded.observation_space
         self.action_space = loaded.action_space
-        self.model = WorldModel.from_weights(loaded.config, loaded.tensors, device, name=str(checkpoint))
+        self.model = WorldModel.from_weights(loaded.config, loaded.tensors, device, name=str(settings.checkpoint))
         if self.model.config.pose_size > 0:
-            raise ValueError(f"The checkpoint {checkpoint} needs poses; an environment can only dream from actions.")
-        self._contexts = contexts
-        self._context_frames = context_frames
-        self._horizon = horizon
-        self._num_denoising_steps = num_denoising_steps
-        self._clip_states: dict[int, ModelState] = {}
-        self._state: ModelState | None = None
-        self._generators = [torch.Generator(self.model.device) for _ in range(num_rows)]
-        self.frames = torch.zeros((num_rows, *self._frame_shape), dtype=torch.uint8, device=self.model.device)
+            raise ValueError(
+                f"The checkpoint {settings.checkpoint} needs poses; an environment can only dream from actions."
+            )
+        self._settings = settings
+        self._graph = StepGraph(
+            self.model, num_rows, int(settings.num_denoising_steps), STATE_DTYPES[settings.state_dtype]
+        )
+        if device.type == "cuda" and not self._graph.is_captured:
+            warnings.warn(
+                "Steps run operation by operation, many times slower than as one graph: Triton is not installed (pip "
+                "install triton), or the model's head_dim or state_dim is not a power of two from 16 on.",
+                stacklevel=3,
+            )
+        self._started = False
+        self.frames = torch.zeros((num_rows, *self._frame_shape), dtype=torch.uint8, device=self.device)
         self.num_context_frames = np.zeros(num_rows, np.int64)
         self.num_steps = np.zeros(num_rows, np.int64)
         self.needs_reset = np.ones(num_rows, np.bool_)
 
     @property
-    def num_rows(self) -> int:
-        return len(self._generators)
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def state_bytes_per_row(self) -> int:
+        """Bytes that the memory of one dream takes, from its first step to its last."""
+        noise = self._graph.noise_keys.element_size() + self._graph.noise_counters.element_size()
+        return self._graph.memory.num_bytes // self.num_rows + noise
 
     def start(
         self, rows: Sequence[int], randoms: Sequence[np.random.Generator], contexts: Sequence[Context | None]
     ) -> None:
-        """Starts the dreams of `rows` anew, each from its context, or from a clip that its random generator draws."""
-        prepared: dict[int, ModelState] = {}
-        states = []
-        for row, random, context in zip(rows, randoms, contexts, strict=True):
-            self._generators[row].manual_seed(int(random.integers(2**63)))
+        """Starts the dreams of `rows` anew, each from its context, or from one that its random generator draws."""
+        keys = np.zeros(len(rows), np.int64)
+        drawn: dict[int, int] = {}  # row: number of a context of the pool
+        given: dict[int, tuple[Context, list[int]]] = {}  # one entry for each context: itself, its rows
+        for i, (row, random, context) in enumerate(zip(rows, randoms, contexts, strict=True)):
+            keys[i] = random.integers(-(2**63), 2**63, dtype=np.int64)
             if context is None:
-                clip = int(random.integers(len(self._clips)))
-                context = self._clips.context(clip, self._context_frames)
-                states.append(self._clip_state(clip))
+                drawn[row] = int(random.integers(len(self._pool)))
+                self.num_context_frames[row] = self._settings.context_frames
             else:
-                if id(context) not in prepared:
-                    prepared[id(context)] = self._read(context)
-                states.append(prepared[id(context)])
-            self.frames[row] = torch.from_numpy(context.frames[-1])
-            self.num_context_frames[row] = context.num_frames
-        self._put(list(rows), states)
-        self.num_steps[list(rows)] = 0
-        self.needs_reset[list(rows)] = False
+                given.setdefault(id(context), (context, []))[1].append(row)
+                self.num_context_frames[row] = context.num_frames
+        index = self._to_device(np.array(rows))
+        self._graph.set_noise(self._to_device(keys), rows=index)
+        if drawn:
+            numbers = np.array(list(drawn.values()))
+            self._pool.copy(numbers, self._graph.memory, self._to_device(np.array(list(drawn))))
+        for context, context_rows in given.values():
+            state = read_contexts(self.model, [context], self.action_space)
+            copies = torch.zeros(len(context_rows), dtype=torch.int64)
+            self._graph.load(state.index(copies), torch.tensor(context_rows))
+        self.frames[index] = model_to_frames(self._graph.memory.frame[index])
+        self.num_steps[rows] = 0
+        self.needs_reset[rows] = False
+        self._started = True
 
-    @torch.no_grad()
-    def step(self, actions: torch.Tensor) -> DreamStep:
-        """One imagined frame in every row. `actions` comes from `check_actions`."""
-        assert self._state is not None
-        prediction, self._state = self.model.step(
-            self._state, actions.to(self.model.device), self._generators, self._num_denoising_steps
-        )
-        self.frames = model_to_frames(prediction.frame)
+    def step(self, actions: torch.Tensor, outside: torch.Tensor | None = None) -> DreamStep:
+        """One imagined frame in every row.
+
+        Args:
+            actions: valid ones, from `check_actions` or `DeviceActionCheck`.
+            outside: what the latter says of those that were given.
+
+        Raises:
+            ValueError: if `outside` is True; the step is taken nevertheless.
+        """
+        assert self._started
+        output = self._graph.step(actions)
+        flags = output.termination > TERMINATION_THRESHOLD
+        if outside is not None:
+            flags = torch.cat([flags, outside[None]])
+        # The one place where the host waits for the device.
+        flags = flags.cpu().numpy()
+        terminated = flags[: self.num_rows]
+        self.frames = output.frame
         self.num_steps += 1
-        terminated = (prediction.termination > TERMINATION_THRESHOLD).cpu().numpy()
-        truncated = self.num_steps >= self._horizon
+        truncated = self.num_steps >= self._settings.horizon
         self.needs_reset = terminated | truncated
-        return DreamStep(self.frames, prediction.reward, terminated, truncated)
+        if flags[self.num_rows :].any():
+            raise ValueError(
+                f"Expected {self.num_rows} action(s) from {self.action_space}, got some outside of it on the device; "
+                "the step was taken with the nearest ones."
+            )
+        return DreamStep(output.frame, output.reward, terminated, truncated)
 
     def get_state(self) -> DreamState:
         """A copy that later steps do not touch. Raises ResetNeeded before the first reset."""
-        if self._state is None:
+        if not self._started:
             raise gym.error.ResetNeeded("There is no episode to copy yet: call reset first.")
         return DreamState(
-            self._state.clone(),
-            tuple(generator.get_state() for generator in self._generators),
+            self._graph.state(),
+            self._graph.noise_keys.clone(),
+            self._graph.noise_counters.clone(),
             self.frames.clone(),
             self.num_context_frames.copy(),
             self.num_steps.copy(),
@@ -156,13 +196,13 @@ class Dreams:
             raise ValueError(
                 f"The state holds frames of shape {list(state.frames.shape)}, these dreams {list(self.frames.shape)}."
             )
-        self._state = state.model_state.to(self.model.device).clone()
-        for generator, saved in zip(self._generators, state.generator_states, strict=True):
-            generator.set_state(saved)
-        self.frames = state.frames.to(self.model.device, copy=True)
+        self._graph.load(state.model_state)
+        self._graph.set_noise(state.noise_keys, state.noise_counters)
+        self.frames = state.frames.to(self.device, copy=True)
         self.num_context_frames = state.num_context_frames.copy()
         self.num_steps = state.num_steps.copy()
         self.needs_reset = state.needs_reset.copy()
+        self._started = True
 
     @property
     def _frame_shape(self) -> tuple[int, ...]:
@@ -170,55 +210,35 @@ class Dreams:
         return config.frame_height, config.frame_width, config.frame_channels
 
     @cached_property
-    def _clips(self) -> Clips:
-        clips = load_clips(self._contexts)
+    def _pool(self) -> ContextPool:
+        settings = self._settings
+        pool = ContextPool(
+            self.model,
+            self._load_clips(),
+            settings.context_frames,
+            settings.starts_per_clip,
+            self.action_space,
+            self._graph.memory,
+        )
+        if self.num_rows > 1 and self.device.type == "cuda":
+            # A batch must never wait for a context; on a CPU reading all would keep a user waiting who needs a few.
+            pool.read(range(len(pool)))
+        return pool
+
+    def _load_clips(self) -> Clips:
+        contexts = self._settings.contexts
+        clips = load_clips(contexts)
         if clips.frames.shape[2:] != self._frame_shape:
             raise ValueError(
-                f"The clips {str(self._contexts)!r} have frames of shape {list(clips.frames.shape[2:])}, the model "
+                f"The clips {str(contexts)!r} have frames of shape {list(clips.frames.shape[2:])}, the model "
                 f"dreams {list(self._frame_shape)}: pass reset(options={{'context': (frames, actions)}}) or contexts=."
             )
         return clips
 
-    def _clip_state(self, clip: int) -> ModelState:
-        """The memory after a clip. It is kept, for reading a context in costs as much as many steps."""
-        if clip not in self._clip_states:
-            self._clip_states[clip] = self._read(self._clips.context(clip, self._context_frames))
-        return self._clip_states[clip]
-
-    @torch.no_grad()
-    def _read(self, context: Context) -> ModelState:
-        frames = torch.from_numpy(np.ascontiguousarray(context.frames))[None].to(self.model.device)
-        actions = to_model_actions(context.actions, self.action_space)[None].to(self.model.device)
-        return self.model.prefill(self.model.initial_state(1), frames, actions)
-
-    def _put(self, rows: list[int], states: list[ModelState]) -> None:
-        """Writes memories of one row each into the given rows."""
-        parts = [state.to_tensors() for state in states]
-        tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        if len(rows) < self.num_rows:
-            assert self._state is not None
-            index = torch.tensor(rows, device=self.model.device)
-            kept = self._state.to_tensors()
-            tensors = {name: kept[name].index_copy(0, index, tensor) for name, tensor in tensors.items()}
-        self._state = ModelState.from_tensors(tensors)
+    def _to_device(self, values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values).to(self.device, non_blocking=True)
 
 
-def check_actions(actions: Any, num_rows: int, space: gym.Space[Any]) -> torch.Tensor:
-    """Actions of all rows as the model takes them. Raises ValueError if one of them is not in `space`."""
-    values = actions.detach().cpu().numpy() if isinstance(actions, torch.Tensor) else np.asarray(actions)
-    if isinstance(space, gym.spaces.Discrete):
-        kinds, low, high = "iu", space.start, space.start + space.n - 1
-    else:
-        assert isinstance(space, gym.spaces.Box)
-        kinds, low, high = "iuf", space.low, space.high
-    fits = values.shape == (num_rows, *(space.shape or ())) and values.dtype.kind in kinds
-    if not fits or not ((values >= low) & (values <= high)).all():
-        raise ValueError(f"Expected {num_rows} action(s) from {space}, got {actions!r}.")
-    return to_model_actions(values, space)
-
-
-def to_model_actions(actions: np.ndarray, space: gym.Space[Any]) -> torch.Tensor:
-    """Valid actions as int64 counted from 0, or as float32."""
-    if isinstance(space, gym.spaces.Discrete):
-        return torch.from_numpy(actions.astype(np.int64) - int(space.start))
-    return torch.from_numpy(actions.astype(np.float32))
+def check_count(name: str, value: object) -> None:
+    if not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name} must be a whole number from 1 on, got {value!r}.")

@@ -6,14 +6,15 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import gymnasium as gym
 import numpy as np
 import torch
 
 from wm_gym.contexts import make_context
-from wm_gym.envs.dreams import Dreams, DreamState, check_actions
+from wm_gym.envs.actions import check_actions
+from wm_gym.envs.dreams import Dreams, DreamSettings, DreamState
 from wm_gym.envs.window import Window
 
 RENDER_MODES = ("rgb_array", "human")
@@ -21,7 +22,7 @@ RENDER_MODES = ("rgb_array", "human")
 
 @dataclass(frozen=True)
 class EpisodeState:
-    """A fork of an episode, from `WorldModelEnv.get_state`: memory, generators and counters."""
+    """A fork of an episode, from `WorldModelEnv.get_state`: memory, noise and counters."""
 
     dream: DreamState
     np_random: Mapping[str, Any]  # state of the bit generator that draws later episodes
@@ -34,8 +35,8 @@ class WorldModelEnv(gym.Env[np.ndarray, Any]):
     of the network (times `num_denoising_steps`), with a memory of constant size. Reward and termination come from the
     model's heads.
 
-    `reset(seed=s)` starts from a packaged real clip that the seed draws, and fixes all noise of the episode; with
-    `options={"context": (frames, actions)}` it starts from the given frames (uint8 [T, H, W, C]) and the actions
+    `reset(seed=s)` starts from a part of a packaged real clip that the seed draws, and fixes all noise of the episode;
+    with `options={"context": (frames, actions)}` it starts from the given frames (uint8 [T, H, W, C]) and the actions
     between them ([T - 1]). The first observation is the last frame of the context.
 
     info of every reset and step:
@@ -45,10 +46,12 @@ class WorldModelEnv(gym.Env[np.ndarray, Any]):
     Args:
         checkpoint: a packaged name, the path of a file, or a Hugging Face Hub id "owner/name".
         contexts: name or path of the clips from which dreams start.
-        context_frames: how many frames of a clip are read in.
+        context_frames: how many frames of a clip are read in. Memories after contexts that were drawn once are kept.
+        starts_per_clip: places in a clip, evenly spaced, where the context may begin.
         device: where the model runs, such as "cpu" or "cuda".
         horizon: steps after which an episode is truncated.
         num_denoising_steps: network passes per frame.
+        state_dtype: "float32", or "bfloat16", in which the memory takes half the space and its rounding adds up.
         render_mode: None, "rgb_array" (`render()` gives a copy of the observation) or "human" (a window; pygame).
 
     Raises:
@@ -63,19 +66,29 @@ class WorldModelEnv(gym.Env[np.ndarray, Any]):
         checkpoint: str | Path = "memory-maze",
         contexts: str | Path = "memory-maze",
         context_frames: int = 100,
+        starts_per_clip: int = 4,
         device: str | torch.device = "cpu",
         horizon: int = 1000,
         num_denoising_steps: int = 1,
+        state_dtype: Literal["float32", "bfloat16"] = "float32",
         render_mode: str | None = None,
     ) -> None:
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise ValueError(f"render_mode is one of {', '.join(RENDER_MODES)} or None, got {render_mode!r}.")
-        self._dreams = Dreams(1, checkpoint, contexts, context_frames, device, horizon, num_denoising_steps)
+        settings = DreamSettings(
+            checkpoint, contexts, context_frames, starts_per_clip, device, horizon, num_denoising_steps, state_dtype
+        )
+        self._dreams = Dreams(1, settings)
         self.observation_space = self._dreams.observation_space
         self.action_space = self._dreams.action_space
         self.render_mode = render_mode
         self._window = Window("wm_gym", self.metadata["render_fps"]) if render_mode == "human" else None
         self._closed = False
+
+    @property
+    def state_bytes_per_env(self) -> int:
+        """Bytes that the memory of the dream takes on the device, from its first step to its last."""
+        return self._dreams.state_bytes_per_row
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -16,7 +16,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from wm_gym.contexts import Context, make_context
-from wm_gym.envs.dreams import Dreams, DreamState, check_actions
+from wm_gym.envs.actions import DeviceActionCheck, check_actions
+from wm_gym.envs.dreams import Dreams, DreamSettings, DreamState, DreamStep
 from wm_gym.envs.world_model import check_options
 
 Seeds = int | Sequence[int | None] | None
@@ -42,7 +43,8 @@ class WorldModelVectorEnv(VectorEnv[Any, Any, Any]):
 
     Args:
         num_envs: N.
-        output: "numpy" arrays, or "torch" tensors on `device`, for observations, rewards and the two flags.
+        output: "numpy" arrays, or "torch" tensors on `device`, for observations, rewards and the two flags. They are
+            the caller's: no later step writes them.
         autoreset_mode: what happens to rows that ended. NEXT_STEP (default): the next step resets them, ignoring its
             action, with reward 0. SAME_STEP: they are reset at once, the last observation is info["final_obs"].
             DISABLED: they must be reset through `reset_mask` before the next step.
@@ -57,9 +59,11 @@ class WorldModelVectorEnv(VectorEnv[Any, Any, Any]):
         checkpoint: str | Path = "memory-maze",
         contexts: str | Path = "memory-maze",
         context_frames: int = 100,
+        starts_per_clip: int = 4,
         device: str | torch.device = "cpu",
         horizon: int = 1000,
         num_denoising_steps: int = 1,
+        state_dtype: Literal["float32", "bfloat16"] = "float32",
         output: Literal["numpy", "torch"] = "numpy",
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: Literal["rgb_array"] | None = None,
@@ -68,7 +72,10 @@ class WorldModelVectorEnv(VectorEnv[Any, Any, Any]):
             raise ValueError(f"output is 'numpy' or 'torch', got {output!r}.")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode of a vector environment is 'rgb_array' or None, got {render_mode!r}.")
-        self._dreams = Dreams(num_envs, checkpoint, contexts, context_frames, device, horizon, num_denoising_steps)
+        settings = DreamSettings(
+            checkpoint, contexts, context_frames, starts_per_clip, device, horizon, num_denoising_steps, state_dtype
+        )
+        self._dreams = Dreams(num_envs, settings)
         self._output = output
         self._mode = AutoresetMode(autoreset_mode)
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": 4, "autoreset_mode": self._mode}
@@ -78,6 +85,7 @@ class WorldModelVectorEnv(VectorEnv[Any, Any, Any]):
         self.single_action_space = self._dreams.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
+        self._check_on_device = DeviceActionCheck(num_envs, self.single_action_space, self._dreams.device)
         self._randoms: list[np.random.Generator | None] = [None] * num_envs
         self._seeds: list[int | None] = [None] * num_envs
         self._started = False
@@ -91,6 +99,11 @@ class WorldModelVectorEnv(VectorEnv[Any, Any, Any]):
     def np_random_seed(self) -> tuple[int | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One seed per row."""
         return tuple(self._seeds)
+
+    @property
+    def state_bytes_per_env(self) -> int:
+        """Bytes that the memory of one dream takes on the device, from its first step to its last."""
+        return self._dreams.state_bytes_per_row
 
     def reset(self, *, seed: Seeds = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Starts an episode in every row, or in those of `reset_mask`; see the class.
@@ -112,7 +125,9 @@ class WorldModelVectorEnv(VectorEnv[Any, Any, Any]):
                 self._randoms[row], self._seeds[row] = seeding.np_random(row_seed)
         self._start(rows, contexts)
         self._started = True
-        return self._convert(self._dreams.frames.clone()), self._info(rows)
+        mask = np.zeros(self.num_envs, np.bool_)
+        mask[rows] = True
+        return self._convert(self._dreams.frames), self._info(mask)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Imagines one frame in every row.
@@ -131,19 +146,19 @@ class WorldModelVectorEnv(VectorEnv[Any, Any, Any]):
             raise gym.error.ResetNeeded(
                 f"The episodes of rows {np.flatnonzero(ended).tolist()} ended: call reset with a reset_mask."
             )
-        step = self._dreams.step(check_actions(actions, self.num_envs, self.single_action_space))
-        rewards, terminated, truncated = step.rewards.float(), step.terminated & ~ended, step.truncated & ~ended
+        step = self._step_dreams(actions)
+        rewards = self._convert(step.rewards)
+        terminated, truncated = step.terminated & ~ended, step.truncated & ~ended
         final: dict[str, Any] = {}
         if self._mode is AutoresetMode.SAME_STEP:
             ended = terminated | truncated
             final = self._final(ended, step.frames)
         elif ended.any():
-            rewards = torch.where(torch.from_numpy(ended).to(rewards.device), 0.0, rewards)
+            rewards[self._convert_flags(ended)] = 0
         if ended.any():
             self._start(np.flatnonzero(ended).tolist(), [None] * self.num_envs)
-        flags = (self._convert(torch.from_numpy(flag)) for flag in (terminated, truncated))
-        info = {**self._info(range(self.num_envs)), **final}
-        return self._convert(self._dreams.frames.clone()), self._convert(rewards.clone()), *flags, info
+        flags = self._convert_flags(terminated), self._convert_flags(truncated)
+        return self._convert(self._dreams.frames), rewards, *flags, {**self._info(), **final}
 
     def render(self) -> tuple[np.ndarray, ...] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The newest frames, N times uint8 [H, W, C], in mode "rgb_array", else None."""
@@ -207,14 +222,18 @@ class WorldModelVectorEnv(VectorEnv[Any, Any, Any]):
             raise ValueError(f"A context for each row needs a leading axis of {self.num_envs} in frames and actions.")
         return [make_context(pair, *spaces) for pair in zip(*context, strict=True)]
 
-    def _info(self, rows: Sequence[int]) -> dict[str, Any]:
-        mask = np.zeros(self.num_envs, np.bool_)
-        mask[list(rows)] = True
+    def _step_dreams(self, actions: Any) -> DreamStep:
+        if isinstance(actions, torch.Tensor) and actions.device == self._dreams.device and actions.is_cuda:
+            return self._dreams.step(*self._check_on_device(actions))
+        return self._dreams.step(check_actions(actions, self.num_envs, self.single_action_space))
+
+    def _info(self, mask: np.ndarray | None = None) -> dict[str, Any]:
+        """Counters of the rows in `mask`, or of all."""
         values = {"context_frames": self._dreams.num_context_frames, "imagined_steps": self._dreams.num_steps}
         info: dict[str, Any] = {}
         for name, value in values.items():
-            info[name] = np.where(mask, value, 0)
-            info[f"_{name}"] = mask.copy()
+            info[name] = value.copy() if mask is None else np.where(mask, value, 0)
+            info[f"_{name}"] = np.ones(self.num_envs, np.bool_) if mask is None else mask.copy()
         return info
 
     def _final(self, ended: np.ndarray, frames: torch.Tensor) -> dict[str, Any]:
@@ -224,13 +243,21 @@ class WorldModelVectorEnv(VectorEnv[Any, Any, Any]):
         rows = np.flatnonzero(ended).tolist()
         final_obs = np.full(self.num_envs, None, object)
         for row in rows:
-            final_obs[row] = self._convert(frames[row].clone())
+            final_obs[row] = self._convert(frames[row])
         return {
             "final_obs": final_obs,
             "_final_obs": ended.copy(),
-            "final_info": self._info(rows),
+            "final_info": self._info(ended),
             "_final_info": ended.copy(),
         }
 
     def _convert(self, tensor: torch.Tensor) -> Any:
-        return tensor.to(self._dreams.model.device) if self._output == "torch" else tensor.cpu().numpy()
+        """A copy as the caller wants it."""
+        if self._output == "torch":
+            return tensor.clone()
+        return tensor.to("cpu", copy=True).numpy()
+
+    def _convert_flags(self, flags: np.ndarray) -> Any:
+        if self._output == "torch":
+            return torch.from_numpy(flags).to(self._dreams.device, non_blocking=True)
+        return flags

@@ -1,0 +1,172 @@
+"""The Triton kernels against their plain twins: on a GPU, or in Triton's interpreter on the CPU.
+
+Not collected by itself: the interpreter has to be chosen before Triton is first imported, so ``test_step_kernels.py``
+runs this file in a process of its own, with TRITON_INTERPRET=1 or without.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from training.step_cases import Draw, adaln_case, attention_case, clone, relative_error, scan_case, upcast
+from wm_gym.ops import step
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+F32, BF16 = torch.float32, torch.bfloat16
+DTYPES = [F32, BF16]
+# Frames in the pass, frames committed, dtype. The interpreter is slow: some passes in bfloat16 are left to the GPU.
+PASSES = [(1, 0, F32), (1, 1, F32), (2, 0, F32), (2, 1, F32), (2, 1, BF16)]
+PASSES += [] if INTERPRETED else [(1, 0, BF16), (1, 1, BF16), (2, 0, BF16)]
+on_gpu = pytest.mark.skipif(INTERPRETED, reason="too large for the interpreter")
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+
+
+def assert_equal_to_twin(operation: Any, case: dict[str, Any], changed: tuple[str, ...], tolerance: float) -> None:
+    """Run kernel and twin on the same arguments; compare the result and what is changed in place."""
+    fast, slow = clone(case), upcast(case)
+    y, expected = operation(**fast, backend="triton"), operation(**slow, backend="plain")
+    assert y.shape == expected.shape
+    pairs: dict[str, tuple[Tensor, Tensor]] = {"result": (y, expected)}
+    pairs |= {name: (fast[name], slow[name]) for name in changed}
+    for name, (value, wanted) in pairs.items():
+        assert relative_error(value, wanted) <= tolerance, name
+
+
+@pytest.mark.parametrize(("frames", "num_committed", "dtype"), PASSES)
+@pytest.mark.parametrize(("block_size", "grid"), [(1, (1, 2)), (2, (2, 4)), (4, (4, 4))])
+def test_scan_step(block_size: int, grid: tuple[int, int], frames: int, num_committed: int, dtype: torch.dtype) -> None:
+    draw = Draw(DEVICE, dtype)
+    case = scan_case(draw, 2, grid=grid, frames=frames, block_size=block_size, num_committed=num_committed)
+    assert_equal_to_twin(step.scan_step, case, ("ssm_state", "conv_state"), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"grid": (8, 8), "block_size": 8, "batch": 1},  # two pieces of 64 tokens
+        {"grid": (6, 6), "block_size": 6, "batch": 1},  # pieces that are no power of two
+        {"grid": (3, 1), "block_size": 1, "heads": 3, "dim": 32, "batch": 1},
+        {"grid": (12, 12), "block_size": 12, "batch": 1, "heads": 1, "state_dim": 32},  # several pieces per frame
+        {"grid": (2, 2), "block_size": 2, "state_dtype": torch.bfloat16},
+        {"grid": (1, 1), "block_size": 1, "state_dtype": torch.bfloat16},
+    ],
+)
+def test_scan_step_of_other_sizes(sizes: dict[str, Any]) -> None:
+    tolerance = 1e-2 if "state_dtype" in sizes else 1e-4
+    assert_equal_to_twin(step.scan_step, scan_case(Draw(DEVICE), **sizes), ("ssm_state", "conv_state"), tolerance)
+
+
+def test_scan_step_refuses_a_head_that_is_no_power_of_two() -> None:
+    with pytest.raises(ValueError, match="head_dim is 24"):
+        step.scan_step(**scan_case(Draw(DEVICE), dim=24), backend="triton")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(5, 24), (2, 3, 512), (1027, 8)])
+def test_gated_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    draw = Draw(DEVICE, dtype)
+    case = {"y": draw(*shape), "weight": draw(shape[-1], dtype=torch.float32)}
+    assert_equal_to_twin(step.gated_norm, case, (), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(("frames", "num_committed", "dtype"), PASSES)
+def test_ring_attention(frames: int, num_committed: int, dtype: torch.dtype) -> None:
+    case = attention_case(Draw(DEVICE, dtype), batch=4, frames=frames, num_committed=num_committed)
+    assert case["num_cached"].tolist() == [0, 2, 4, 6], "empty, part filled and wrapped rings"
+    assert_equal_to_twin(step.ring_attention, case, ("kv_ring",), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"grid": (8, 9), "dim": 8, "heads": 1, "batch": 1, "window": 2},  # more than one tile of keys
+        {"window": 1, "grid": (1, 1)},
+        {"heads": 3, "dim": 64, "window": 5},
+        {"ring_dtype": torch.bfloat16},
+    ],
+)
+def test_ring_attention_of_other_sizes(sizes: dict[str, Any]) -> None:
+    tolerance = 1e-2 if "ring_dtype" in sizes else 1e-4
+    assert_equal_to_twin(step.ring_attention, attention_case(Draw(DEVICE), **sizes), ("kv_ring",), tolerance)
+
+
+def test_the_newest_frame_does_not_see_the_slot_that_is_overwritten() -> None:
+    case = attention_case(Draw(DEVICE), batch=1)
+    case["num_cached"][:] = 3
+    poisoned = clone(case)
+    poisoned["kv_ring"][:, 0] = 1e4  # the oldest frame, out of reach for frame 1
+    y, other = step.ring_attention(**case, backend="triton"), step.ring_attention(**poisoned, backend="triton")
+    assert torch.equal(y[:, 1], other[:, 1])
+    assert not torch.equal(y[:, 0], other[:, 0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", [{}, {"with_branch": False}, {"rows": 15, "tokens": 71, "width": 16}])
+def test_residual_adaln(sizes: dict[str, Any], dtype: torch.dtype) -> None:
+    case = adaln_case(Draw(DEVICE, dtype), **sizes)
+    assert not case["shift"].is_contiguous()
+    assert_equal_to_twin(step.residual_adaln, case, ("tokens",), TOLERANCE[dtype])
+
+
+def test_residual_adaln_gives_the_dtype_that_is_asked_for() -> None:
+    y = step.residual_adaln(**adaln_case(Draw(DEVICE)), out_dtype=torch.bfloat16, backend="triton")
+    assert y.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 3, 5)])
+def test_frame_noise(shape: tuple[int, int, int]) -> None:
+    keys = torch.tensor([0, -1, 2**40 + 17, -(2**63)], device=DEVICE)
+    counters = torch.tensor([0, 2**33 + 5, 1, 2**62], device=DEVICE)
+    noise = step.frame_noise(keys, counters, shape, backend="triton").cpu()
+    expected = step.frame_noise(keys.cpu(), counters.cpu(), shape, backend="plain")
+    torch.testing.assert_close(noise, expected, rtol=0, atol=1e-5)
+
+
+@on_gpu
+@pytest.mark.parametrize("batch", [1, 5, 130])
+@pytest.mark.parametrize("state_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("block_size", [1, 2, 4, 8])
+def test_scan_step_at_the_models_size(block_size: int, state_dtype: torch.dtype, batch: int) -> None:
+    sizes = {"grid": (8, 8), "heads": 8, "dim": 64, "state_dim": 64, "state_dtype": state_dtype}
+    case = scan_case(Draw(DEVICE, BF16), batch, block_size=block_size, **sizes)
+    assert_equal_to_twin(step.scan_step, case, ("ssm_state", "conv_state"), TOLERANCE[BF16])
+
+
+@on_gpu
+@pytest.mark.parametrize("batch", [1, 5, 130])
+def test_ring_attention_at_the_models_size(batch: int) -> None:
+    case = attention_case(Draw(DEVICE, BF16), batch, grid=(8, 8), heads=4, dim=64, window=8)
+    assert_equal_to_twin(step.ring_attention, case, ("kv_ring",), TOLERANCE[BF16])
+
+
+@on_gpu
+def test_operations_of_a_step_are_captured_in_a_graph_and_replayed() -> None:
+    draw = Draw(DEVICE, BF16)
+    scan = scan_case(draw, 2, grid=(8, 8), heads=8, dim=64, state_dim=64, block_size=2)
+    attention = attention_case(draw, 2, grid=(8, 8), heads=4, dim=64, window=8)
+    keys, counters = torch.arange(2, device=DEVICE), torch.zeros(2, dtype=torch.int64, device=DEVICE)
+
+    def run(scan: dict[str, Any], attention: dict[str, Any]) -> list[Tensor]:
+        noise = step.frame_noise(keys, counters, (3, 64, 64))
+        return [step.scan_step(**scan), step.ring_attention(**attention), noise]
+
+    eager_scan, eager_attention = clone(scan), clone(attention)
+    for _ in range(3):
+        expected = run(eager_scan, eager_attention)
+    run(scan, attention)  # compiles, and is the first of three
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = run(scan, attention)
+    graph.replay()
+    graph.replay()
+    torch.cuda.synchronize()
+    for value, wanted in zip(outputs, expected, strict=True):
+        assert torch.equal(value, wanted)
+    assert torch.equal(scan["ssm_state"], eager_scan["ssm_state"])
+    assert torch.equal(attention["kv_ring"], eager_attention["kv_ring"])

@@ -1,0 +1,106 @@
+"""Random inputs for the operations of a step, at any size: for their tests and for :mod:`training.bench_step_ops`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wm_gym.nn.local_attention import Rotary
+
+
+class Draw:
+    """Random tensors of one dtype on one device, from a seed."""
+
+    def __init__(self, device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0) -> None:
+        self.device = device
+        self.dtype = dtype
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    def __call__(self, *shape: int, dtype: torch.dtype | None = None, scale: float = 1.0) -> Tensor:
+        """Normal values times ``scale``, ``shape``; in the draw's own dtype if None is given."""
+        values = torch.randn(*shape, generator=self.generator, device=self.device) * scale
+        return values.to(self.dtype if dtype is None else dtype)
+
+
+def scan_case(
+    draw: Draw,
+    batch: int = 3,
+    frames: int = 2,
+    grid: tuple[int, int] = (4, 4),
+    heads: int = 2,
+    dim: int = 16,
+    state_dim: int = 16,
+    block_size: int = 2,
+    state_dtype: torch.dtype = torch.float32,
+    num_committed: int = 1,
+) -> dict[str, Any]:
+    """Arguments of ``scan_step``."""
+    rows, columns = grid
+    inner, mixed = heads * dim, heads * dim + 2 * state_dim
+    blocks = rows * columns // block_size**2
+    f32 = torch.float32
+    return {
+        "projected": draw(batch, frames, rows, columns, inner + mixed + heads),
+        "conv_weight": draw(4, mixed, dtype=f32, scale=0.5),
+        "conv_bias": draw(mixed, dtype=f32, scale=0.1),
+        "dt_bias": draw(heads, dtype=f32) - 2,
+        "a": -torch.exp(draw(heads, dtype=f32)),
+        "skip": draw(heads, dtype=f32),
+        "ssm_state": draw(batch, blocks, heads, dim, state_dim, dtype=state_dtype),
+        "conv_state": draw(batch, blocks, 3, mixed),
+        "block_size": block_size,
+        "num_committed": num_committed,
+    }
+
+
+def attention_case(
+    draw: Draw,
+    batch: int = 3,
+    frames: int = 2,
+    grid: tuple[int, int] = (2, 3),
+    heads: int = 2,
+    dim: int = 16,
+    window: int = 3,
+    ring_dtype: torch.dtype | None = None,
+    num_committed: int = 1,
+) -> dict[str, Any]:
+    """Arguments of ``ring_attention``; the rows hold 0, 1, 2, … frames more than the one before, wrapping included."""
+    rotary = Rotary.create(window + 2, *grid, dim, torch.device(draw.device))
+    tokens = math.prod(grid)
+    return {
+        "qkv": draw(batch, frames, tokens, 3, heads, dim),
+        "query_norm": 1 + draw(dim, dtype=torch.float32, scale=0.3),
+        "key_norm": 1 + draw(dim, dtype=torch.float32, scale=0.3),
+        "cos": rotary.cos,
+        "sin": rotary.sin,
+        "kv_ring": draw(batch, window, tokens, 2, heads, dim, dtype=ring_dtype),
+        "num_cached": torch.arange(batch, device=draw.device) * (window // 2 + 1),
+        "num_committed": num_committed,
+    }
+
+
+def adaln_case(draw: Draw, rows: int = 3, tokens: int = 5, width: int = 24, with_branch: bool = True) -> dict[str, Any]:
+    """Arguments of ``residual_adaln``; gate, shift and scale are strided views of one tensor."""
+    shift, scale, gate = draw(rows, 9 * width).chunk(9, dim=-1)[3:6]
+    stream = 1 + 2 * draw(rows, tokens, width)
+    branch = draw(rows, tokens, width) if with_branch else None
+    return {"tokens": stream, "branch": branch, "gate": gate if with_branch else None, "shift": shift, "scale": scale}
+
+
+def clone(case: dict[str, Any]) -> dict[str, Any]:
+    """The same arguments in storage of their own; strides are kept."""
+    return {k: v.clone() if isinstance(v, Tensor) and v.is_contiguous() else v for k, v in case.items()}
+
+
+def upcast(case: dict[str, Any]) -> dict[str, Any]:
+    """The same values in float32, for a reference that rounds nothing on the way."""
+    return {k: v.float() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in clone(case).items()}
+
+
+def relative_error(value: Tensor, expected: Tensor) -> float:
+    """Norm of the difference over the norm; infinite where the value is not finite."""
+    error = (value.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30)
+    return float(error) if bool(error.isfinite()) else math.inf

@@ -1,0 +1,94 @@
+"""Memories of the contexts that dreams start from, ready to be copied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from wm_gym.contexts import Clips, Context
+from wm_gym.envs.actions import to_model_actions
+from wm_gym.step_memory import StepMemory
+from wm_gym.world_model import ModelState, WorldModel
+
+_CONTEXTS_PER_PASS = 8  # bounds the memory that reading takes; a pass of one context already fills two CPU cores
+
+
+class ContextPool:
+    """The context number ``clip * num_starts + start`` of each clip and start, read in when it is first wanted.
+
+    Args:
+        model: reads the contexts.
+        clips: where they are cut from.
+        context_frames: their length.
+        starts_per_clip: contexts of one clip, evenly spaced from its beginning to its end; fewer if it has no more.
+        action_space: that of the actions of the clips.
+        like: memories are kept as this one keeps them.
+
+    Raises:
+        ValueError: if the clips are shorter than a context.
+    """
+
+    def __init__(
+        self,
+        model: WorldModel,
+        clips: Clips,
+        context_frames: int,
+        starts_per_clip: int,
+        action_space: gym.Space,
+        like: StepMemory,
+    ) -> None:
+        self._model, self._clips, self._context_frames, self._action_space = model, clips, context_frames, action_space
+        clips.context(0, context_frames)
+        room = clips.frames.shape[1] - context_frames
+        self._starts = np.unique(np.linspace(0, room, starts_per_clip).round().astype(np.int64))
+        self._slots = np.full(len(clips) * len(self._starts), -1)  # where each context is kept
+        self._num_kept = 0
+        self._memory: StepMemory | None = None
+        self._like = like
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def context(self, number: int) -> Context:
+        """Frames and actions of a context."""
+        clip, start = divmod(number, len(self._starts))
+        return self._clips.context(clip, self._context_frames, int(self._starts[start]))
+
+    def copy(self, numbers: np.ndarray, target: StepMemory, rows: torch.Tensor) -> None:
+        """Writes the memories after the contexts `numbers` [n] into `rows`, int64 [n] on the device, of `target`."""
+        self.read(numbers)
+        assert self._memory is not None
+        slots = torch.from_numpy(self._slots[numbers]).to(target.device, non_blocking=True)
+        target.copy_rows(rows, self._memory, slots)
+
+    def read(self, numbers: Iterable[int]) -> None:
+        """Reads in those contexts that are not there yet."""
+        missing = [number for number in np.unique(np.fromiter(numbers, np.int64)) if self._slots[number] < 0]
+        self._reserve(self._num_kept + len(missing))
+        for first in range(0, len(missing), _CONTEXTS_PER_PASS):
+            part = missing[first : first + _CONTEXTS_PER_PASS]
+            slots = np.arange(self._num_kept, self._num_kept + len(part))
+            state = read_contexts(self._model, [self.context(int(number)) for number in part], self._action_space)
+            assert self._memory is not None
+            self._memory.load(state, torch.from_numpy(slots))
+            self._slots[part] = slots
+            self._num_kept += len(part)
+
+    def _reserve(self, size: int) -> None:
+        """Makes room for `size` contexts; more than that, so that it is seldom made."""
+        if self._memory is None:
+            like = self._like
+            self._memory = StepMemory(like.config, size, like.device, like.dtype, like.state_dtype)
+        elif size > self._memory.batch_size:
+            self._memory = self._memory.resized(min(len(self), max(size, 2 * self._memory.batch_size)))
+
+
+@torch.no_grad()
+def read_contexts(model: WorldModel, contexts: list[Context], action_space: gym.Space) -> ModelState:
+    """The memories after contexts of equal length, one row each."""
+    frames = torch.from_numpy(np.stack([context.frames for context in contexts])).to(model.device)
+    actions = to_model_actions(np.stack([context.actions for context in contexts]), action_space).to(model.device)
+    return model.prefill(model.initial_state(len(contexts)), frames, actions)
