@@ -13,12 +13,21 @@ PACKAGES = ("wm_gym", "training", "agents")
 
 # Lowest first. A module may import from its own layer and from those below it.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("wm_gym.array_typing", "wm_gym.files", "wm_gym.spaces"),
+    ("wm_gym.array_typing", "wm_gym.files", "wm_gym.machine", "wm_gym.spaces"),
     ("wm_gym.ops",),
     ("wm_gym.nn", "wm_gym.flow", "wm_gym.codec", "wm_gym.checkpoint"),
     ("wm_gym.world_model",),
     ("wm_gym.step_memory", "wm_gym.step_network", "wm_gym.step_graph"),
-    ("wm_gym.contexts", "wm_gym.envs", "wm_gym.policies", "wm_gym.compare", "wm_gym.play", "wm_gym.film"),
+    (
+        "wm_gym.contexts",
+        "wm_gym.envs",
+        "wm_gym.policies",
+        "wm_gym.policy_loading",
+        "wm_gym.backtrack",
+        "wm_gym.play",
+        "wm_gym.film",
+    ),
+    ("wm_gym.comparison",),
     ("wm_gym.demo", "wm_gym.cli"),
     ("training", "agents"),
 )

@@ -25,7 +25,7 @@ from training.provenance import provenance
 from training.rollouts import Rollouts, check_held_out, read_rollouts, record_rollouts
 from wm_gym.checkpoint import Checkpoint, load_checkpoint, resolve_device
 from wm_gym.codec import frames_to_model, model_to_frames
-from wm_gym.compare import psnr
+from wm_gym.comparison.metrics import psnr
 from wm_gym.files import write_json
 from wm_gym.film import Film, write_strip
 from wm_gym.world_model import WorldModel

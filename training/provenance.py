@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -14,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from wm_gym.machine import commit, versions
 
 PACKAGES = ("torch", "numpy", "gymnasium", "safetensors", "zarr", "mamba-ssm", "memory-maze", "mujoco", "dm-control")
 
@@ -27,22 +27,11 @@ def provenance(module: str, arguments: Iterable[str]) -> dict[str, Any]:
     """
     return {
         "command": shlex.join(["python", "-m", module, *(_portable(argument) for argument in arguments)]),
-        "commit": git_commit(),
+        "commit": commit(),
         "hardware": hardware(),
         "packages": package_versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def git_commit() -> str | None:
-    """The commit of the source tree, with "+changes" if files differ from it; None outside a git repository."""
-    folder = Path(__file__).parent
-    try:
-        commit = _git("rev-parse", "HEAD", folder=folder)
-        changes = _git("status", "--porcelain", "--untracked-files=no", folder=folder)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit + ("+changes" if changes else "")
 
 
 def hardware() -> str:
@@ -54,13 +43,7 @@ def hardware() -> str:
 
 
 def package_versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+    return versions(PACKAGES)
 
 
 def seed_ranges(seeds: Iterable[int]) -> list[list[int]]:
@@ -81,8 +64,3 @@ def command_arguments() -> list[str]:
 def _portable(argument: str) -> str:
     key, separator, value = argument.rpartition("=")
     return f"{key}{separator}{Path(value).name}" if Path(value).is_absolute() else argument
-
-
-def _git(*command: str, folder: Path) -> str:
-    process = subprocess.run(["git", *command], cwd=folder, check=True, capture_output=True, text=True)
-    return process.stdout.strip()

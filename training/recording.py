@@ -18,6 +18,7 @@ import zarr
 from training.frames import FrameSource, RecordingOptions
 from training.policies import Policy, make_policy
 from training.store import Episode, EpisodeWriter, open_store
+from wm_gym.policies import policy_seed
 
 __all__ = [
     "EpisodeBuilder",
@@ -31,7 +32,6 @@ __all__ = [
 ]
 
 FRAMES_PER_MESSAGE = 50
-POLICY_STREAM = 1  # keeps a policy's random numbers apart from those that its environment draws from the same seed
 STATIC_INFO = ("layout", "targets")  # what stays the same in an episode and is recorded once
 
 
@@ -61,11 +61,6 @@ def make_env(
     except (gym.error.Error, *refusals) as error:
         given = f" with {arguments}" if arguments else ""
         raise ValueError(f"Cannot make environment {env_id!r}{given}: {error}") from error
-
-
-def policy_seed(seed: int) -> int:
-    """The policy's seed for the episode of an environment seed."""
-    return int(np.random.SeedSequence((seed, POLICY_STREAM)).generate_state(1)[0])
 
 
 def recorded_action_space(space: gym.Space[Any]) -> gym.Space[Any]:

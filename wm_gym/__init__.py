@@ -11,17 +11,21 @@ from __future__ import annotations
 import gymnasium as gym
 
 from wm_gym.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from wm_gym.comparison import CompareConfig, Comparison, compare
 from wm_gym.contexts import Clips, Context, load_clips, save_clips
 from wm_gym.world_model import ModelState, Prediction, WorldModel, WorldModelConfig
 
 __all__ = [
     "Checkpoint",
     "Clips",
+    "CompareConfig",
+    "Comparison",
     "Context",
     "ModelState",
     "Prediction",
     "WorldModel",
     "WorldModelConfig",
+    "compare",
     "load_checkpoint",
     "load_clips",
     "save_checkpoint",

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import itertools
-import os
-import platform
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from wm_gym.compare import psnr
+from wm_gym.comparison.metrics import psnr
 from wm_gym.contexts import load_clips
 from wm_gym.files import write_json
-from wm_gym.film import Film, video_frames, write_strip, write_video
+from wm_gym.film import Film, strip_steps, video_frames, write_strip, write_video
+from wm_gym.machine import hardware, versions
 from wm_gym.policies import make_policy
 
 DREAM_ID = "LSSVWM-MemoryMaze-v0"
 REAL_ID = "wm_gym/MemoryMaze-9x9-v0"
 VIDEO_FPS = 10
-STRIP_STEPS = (1, 2, 3, 5, 10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 400, 500)
-MAX_STRIP_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -95,8 +90,8 @@ def run_demo(config: Demo) -> dict[str, Any]:
         "steps": len(dream),
         "denoising_steps": config.denoising_steps,
         "device": config.device,
-        "hardware": _hardware(config.device),
-        "versions": {"wm-gym": version("wm-gym"), "torch": torch.__version__, "python": platform.python_version()},
+        "hardware": hardware(config.device),
+        "versions": versions(("wm-gym", "torch")),
         "fps_dream": round(fps_dream, 2),
         "fps_real": None if real.fps is None else round(real.fps, 2),
         "psnr": np.round(film.psnr, 3).tolist(),
@@ -145,9 +140,7 @@ def dream_episode(env: gym.Env[Any, Any], real: RealEpisode, config: Demo) -> tu
 
 def write_files(out: Path, film: Film, report: dict[str, Any]) -> None:
     """Writes demo.mp4, demo.png and demo.json, each atomically."""
-    steps = [step for step in STRIP_STEPS if step <= len(film.dream)]
-    chosen = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), MAX_STRIP_STEPS)).round().astype(int))
-    write_strip(out / "demo.png", film, [steps[index] for index in chosen])
+    write_strip(out / "demo.png", film, strip_steps(len(film.dream)))
     pictures = tqdm(video_frames(film), total=len(film.real), desc="video", unit="frame")
     write_video(out / "demo.mp4", pictures, VIDEO_FPS)
     write_json(out / "demo.json", report)
@@ -168,13 +161,6 @@ def print_table(report: dict[str, Any]) -> None:
         f"\ndream: {report['fps_dream']:.1f} frames/s on {report['device']} with {report['denoising_steps']} denoising "
         f"step(s) a frame;  real: {fps_real};  seed {report['seed']}"
     )
-
-
-def _hardware(device: str) -> str:
-    """Such as "NVIDIA H200" or "2 cores of x86_64"."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{os.cpu_count()} cores of {platform.machine()}"
 
 
 def _walk(env: gym.Env[Any, Any], seed: int, num_frames: int) -> RealEpisode:

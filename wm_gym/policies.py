@@ -13,6 +13,10 @@ Cell = tuple[int, int]  # (x, y) in the layout, which is indexed [y, x]
 Point = tuple[float, float]  # (grid_x, grid_y); the centre of cell (x, y) is (x + 0.5, y + 0.5)
 
 FORWARD, LEFT, RIGHT, FORWARD_LEFT, FORWARD_RIGHT = 1, 2, 3, 4, 5
+TURN_ANGLE = math.radians(50)  # beyond it, turn on the spot
+DRIFT_ANGLE = math.radians(9)  # half of what one turn action turns; below it, go straight
+
+POLICY_STREAM = 1  # keeps a policy's random numbers apart from those that its environment draws from the same seed
 
 
 class Policy(Protocol):
@@ -43,6 +47,20 @@ def make_policy(name: str, env: gym.Env[Any, Any], seed: int) -> Policy:
             raise ValueError(f"The navigator acts in Memory Maze, with 6 discrete actions, not in {env.action_space}.")
         return Navigator(seed)
     raise ValueError(f"A policy is called 'random' or 'navigator', got {name!r}.")
+
+
+def policy_seed(seed: int) -> int:
+    """The policy's seed for the episode of an environment seed."""
+    return int(np.random.SeedSequence((seed, POLICY_STREAM)).generate_state(1)[0])
+
+
+def steering_action(angle: float) -> int:
+    """Memory Maze's action that turns by `angle` radians, counter-clockwise positive, while walking where possible."""
+    if abs(angle) < DRIFT_ANGLE:
+        return FORWARD
+    if abs(angle) < TURN_ANGLE:
+        return FORWARD_LEFT if angle > 0 else FORWARD_RIGHT
+    return LEFT if angle > 0 else RIGHT
 
 
 class RandomPolicy:
@@ -76,8 +94,6 @@ class Navigator:
     stuck_steps = 12
     stuck_distance = 0.3  # cells
     arrival_distance = 0.3  # cells; a target is touched at 0.4
-    turn_angle = math.radians(50)  # beyond it, turn on the spot
-    drift_angle = math.radians(9)  # half of what one turn action turns; below it, go straight
     lookahead = 4  # cells of the path that may be cut short along a free line
     clearance = 0.2  # cells; the agent's radius is 0.1
     return_cells = (4, 40)  # length of a walk back
@@ -113,15 +129,7 @@ class Navigator:
             return self._burst.pop()
         waypoint = self._next_waypoint((x, y), info)
         direction = math.atan2(waypoint[1] - y, waypoint[0] - x) - math.atan2(heading_y, heading_x)
-        return self._steer(math.remainder(direction, math.tau))
-
-    def _steer(self, angle: float) -> int:
-        """The action that turns by `angle` radians, counter-clockwise positive, while walking where possible."""
-        if abs(angle) < self.drift_angle:
-            return FORWARD
-        if abs(angle) < self.turn_angle:
-            return FORWARD_LEFT if angle > 0 else FORWARD_RIGHT
-        return LEFT if angle > 0 else RIGHT
+        return steering_action(math.remainder(direction, math.tau))
 
     def _note_position(self, position: Point) -> None:
         cell = self._cell(position)

@@ -59,6 +59,7 @@ class MemoryMazeEnv(gym.Env[npt.NDArray[np.uint8], np.int64]):
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012
+    action_names = ACTION_NAMES
     render_size = 256
 
     def __init__(
