@@ -1,7 +1,8 @@
 """Measures how fast the real Memory Maze gives frames, in the direct and in the published implementation:
 ``python -m training.bench_collect --out docs/results/collect.json``.
 
-Whole episodes, resets included; with `--workers 16 --gl egl` the same on a GPU host, all processes at once.
+Whole episodes, resets included; with `--workers 16 --envs-per-worker 8 --gl egl --implementations direct` the same on a
+GPU host, all processes at once.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -22,9 +23,10 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from training.policies import make_policy
+from training.policies import Policy, make_policy
 from training.provenance import command_arguments, provenance
-from training.recording import RecordingOptions, make_env, policy_seed
+from training.recorder import make_rows
+from training.recording import RecordingOptions, policy_seed
 from wm_gym.files import write_json
 
 SINGLE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -51,9 +53,11 @@ class BenchConfig:
     implementations: tuple[Literal["direct", "upstream"], ...] = ("direct", "upstream")
     """What is measured, one after the other."""
     episodes: int = 3
-    """Whole episodes of each process."""
+    """Whole episodes of each environment."""
     workers: int = 1
     """Processes at a time."""
+    envs_per_worker: int = 1
+    """Environments of each process, which are drawn together; in the direct implementation only."""
     gl: Literal["osmesa", "egl"] = "osmesa"
     """Software rendering, or that of a GPU."""
     policy: str = "navigator"
@@ -77,33 +81,40 @@ def _measure(
     implementation: Literal["direct", "upstream"],
     policy_name: str,
     seeds: list[int],
+    num_rows: int,
     variables: dict[str, str],
     all_ready: Barrier,
 ) -> Timing:
     """Plays an episode in each of the mazes, once all processes are ready. Runs in a process of its own."""
     os.environ.update(variables)  # before MuJoCo is imported, which reads them
-    options = RecordingOptions(env_kwargs=json.dumps({"implementation": implementation}))
-    env: Any = make_env(f"wm_gym/MemoryMaze-{size}-v0", options=options).unwrapped
-    env.reset(seed=seeds[0] + 1_000_000)  # imports and first-time work, which a collector does once
+    options = RecordingOptions(env_kwargs=json.dumps({"implementation": implementation}) if num_rows == 1 else "{}")
+    rows = make_rows(f"wm_gym/MemoryMaze-{size}-v0", num_rows, None, options)
+    for row in range(num_rows):
+        rows.reset(row, seeds[0] + 1_000_000)  # imports and first-time work, which a collector does once
     parts: dict[str, float] = defaultdict(float)
-    if implementation == "direct":
-        _time_parts(env._backend, parts)
-    resets, steps = [], []
+    if implementation == "direct" and num_rows == 1:
+        _time_parts(rows.env(0).unwrapped._backend, parts)  # type: ignore[attr-defined]
+    resets, steps, waiting = [], [], deque(seeds)
+    running: dict[int, tuple[Policy, Any, dict[str, Any]]] = {}
     all_ready.wait(SECONDS_TO_START)
-    for seed in seeds:
-        started = time.perf_counter()
-        obs, info = env.reset(seed=seed)
-        resets.append(time.perf_counter() - started)
-        policy = make_policy(policy_name, env, policy_seed(seed))
-        policy.reset(info)
-        ended = False
-        while not ended:
-            action = policy(obs, info)
+    while waiting or running:
+        for row in [row for row in range(num_rows) if row not in running and waiting]:
+            seed = waiting.popleft()
             started = time.perf_counter()
-            obs, _, terminated, truncated, info = env.step(action)
-            steps.append(time.perf_counter() - started)
-            ended = terminated or truncated
-    env.close()
+            obs, info = rows.reset(row, seed)
+            resets.append(time.perf_counter() - started)
+            policy = make_policy(policy_name, rows.env(row), policy_seed(seed))
+            policy.reset(info)
+            running[row] = policy, obs, info
+        actions = {row: policy(obs, info) for row, (policy, obs, info) in running.items()}
+        started = time.perf_counter()
+        outcomes = rows.step(actions)
+        steps += [(time.perf_counter() - started) / len(outcomes)] * len(outcomes)
+        for row, (obs, _, terminated, truncated, info) in outcomes.items():
+            running[row] = running[row][0], obs, info
+            if terminated or truncated:
+                del running[row]
+    rows.close()
     return Timing(len(resets) + len(steps), resets, steps, dict(parts))
 
 
@@ -134,9 +145,10 @@ def measure(config: BenchConfig, implementation: Literal["direct", "upstream"]) 
     with context.Manager() as manager, ProcessPoolExecutor(config.workers, context) as pool:
         all_ready, futures = manager.Barrier(config.workers), []
         for worker in range(config.workers):
-            first = config.first_seed + worker * config.episodes
-            seeds = list(range(first, first + config.episodes))
-            arguments = (config.size, implementation, config.policy, seeds, variables, all_ready)
+            count = config.episodes * config.envs_per_worker
+            first = config.first_seed + worker * count
+            seeds, num_rows = list(range(first, first + count)), config.envs_per_worker
+            arguments = (config.size, implementation, config.policy, seeds, num_rows, variables, all_ready)
             futures.append(pool.submit(_measure, *arguments))
         timings = [future.result() for future in futures]
     resets = np.array([seconds for timing in timings for seconds in timing.resets])
@@ -159,18 +171,21 @@ def measure(config: BenchConfig, implementation: Literal["direct", "upstream"]) 
 
 
 def run(config: BenchConfig) -> dict[str, Any]:
-    for name in ("episodes", "workers"):
+    for name in ("episodes", "workers", "envs_per_worker"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}.")
+    if config.envs_per_worker > 1 and config.implementations != ("direct",):
+        raise ValueError("Only the direct implementation draws several mazes together: add --implementations direct.")
     load_before = os.getloadavg()[0]
     results = {name: measure(config, name) for name in config.implementations}
     record: dict[str, Any] = {
         "size": config.size,
         "gl": config.gl,
         "workers": config.workers,
-        "episodes_per_worker": config.episodes,
+        "envs_per_worker": config.envs_per_worker,
+        "episodes_per_env": config.episodes,
         "policy": config.policy,
-        "seeds": [config.first_seed, config.first_seed + config.workers * config.episodes - 1],
+        "seeds": [config.first_seed, config.first_seed + config.workers * config.envs_per_worker * config.episodes - 1],
         "load_average_before": round(load_before, 2),  # above 0, others had a share of the cores
         "implementations": results,
     }

@@ -1,43 +1,36 @@
 """Finds out what several renderers on one GPU wait for:
 ``python -m training.bench_render --gl egl --out docs/results/render.json``.
 
-A case is named PxExT:way, for P processes of T threads, each thread with one OpenGL context and E mazes that take
-turns. The ways to get one frame of each of the E mazes:
+A case is named PxE:way, for P processes with one OpenGL context and E mazes each. The ways to get a frame of each maze:
 
-- `now`: as the environment does it: step, draw and read one maze after the other;
-- `finish`: the same, but waits for the GPU between drawing and reading, which tells how the time is split;
-- `batch`: step all, draw all, then read all;
-- `buffer`: likewise, but reading is only begun (into a pixel buffer), and waited for once for all mazes; `buffer4`
-  reads four bytes a pixel instead of three;
-- `halves`: `buffer`, but while the GPU draws one half of the mazes, the other half is stepped;
-- `draw`: draws 32 frames a maze without reading any; `step`: steps without drawing.
+- `alone`: one maze after the other is stepped, drawn and read, which waits for the GPU, as single environments do it;
+- `finish`: the same with one more wait, between drawing and reading, which tells how the time is split;
+- `batch`: all are stepped, then all drawn, then all read;
+- `together`: likewise, but read through one buffer and waited for once, as the vector environment does it;
+- `draw`: 32 frames of each maze are drawn and none is read; `step`: mazes are stepped and not drawn.
 """
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import json
 import multiprocessing
 import os
-import threading
 import time
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 import tyro
 
 from training.bench_collect import SINGLE_THREAD
 from training.provenance import command_arguments, provenance
-from training.recording import make_env
 from wm_gym.files import write_json
 
-FRAME_SIZE = 64
 SECONDS_TO_START = 300.0
 DRAWS = 32
 
@@ -47,12 +40,12 @@ class BenchConfig:
     """Measures frames per second of Memory Maze for several ways to share one GPU."""
 
     cases: tuple[str, ...] = (
-        *("1x1x1:now", "1x1x1:finish", "1x1x1:draw", "1x1x1:step", "1x4x1:buffer", "1x4x1:buffer4"),
-        *("4x1x1:now", "8x1x1:now", "16x1x1:now", "16x1x1:finish", "16x1x1:draw", "16x1x1:step", "32x1x1:now"),
-        *("16x4x1:batch", "16x4x1:buffer", "16x4x1:buffer4", "16x4x1:halves", "16x8x1:buffer"),
-        *("8x4x1:buffer", "8x8x1:buffer", "12x8x1:halves", "4x1x4:now", "4x4x4:buffer", "1x1x16:now"),
+        *("1x1:alone", "1x1:finish", "1x1:draw", "1x1:step", "1x8:together"),
+        *("4x1:alone", "8x1:alone", "16x1:alone", "16x1:finish", "16x1:draw", "16x1:step", "32x1:alone"),
+        *("16x4:batch", "16x2:together", "16x4:together", "16x8:together", "16x16:together"),
+        *("4x8:together", "8x8:together"),
     )
-    """PxExT:way each; see the module."""
+    """PxE:way each; see the module."""
     seconds: float = 2.0
     """Time for each case."""
     size: str = "9x9"
@@ -63,265 +56,130 @@ class BenchConfig:
     """JSON file for the result."""
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     processes: int
-    mazes: int  # of each thread
-    threads: int  # of each process
+    mazes: int  # of each process
     way: str
 
     @classmethod
     def parse(cls, text: str) -> Case:
+        """Raises ValueError for anything but PxE:way."""
         layout, _, way = text.partition(":")
-        try:
-            processes, mazes, threads = map(int, layout.split("x"))
-        except ValueError:
-            raise ValueError(f"A case is named like 16x4x1:buffer, got {text!r}.") from None
-        if min(processes, mazes, threads) < 1 or way not in WAYS:
-            raise ValueError(f"A case has three numbers from 1 and one of {', '.join(WAYS)}, got {text!r}.")
-        return cls(processes, mazes, threads, way)
+        numbers = layout.split("x")
+        if len(numbers) != 2 or not all(part.isdecimal() and int(part) > 0 for part in numbers) or way not in WAYS:
+            raise ValueError(f"A case is named like 16x4:together, with one of {', '.join(WAYS)}, got {text!r}.")
+        return cls(int(numbers[0]), int(numbers[1]), way)
 
 
-class Renderers:
-    """Mazes that share the OpenGL context of one thread; all methods are for that thread.
+class Mazes:
+    """Memory Mazes of one process that share an OpenGL context.
 
-    `seconds` sums the time of each part: step, draw (handing the commands to the driver), wait (for the GPU), read.
+    `seconds` sums the time of each part: step, draw (handing the commands to the driver), wait (for the GPU), read
+    (which waits too, where nothing has waited before).
     """
 
-    def __init__(self, size: str, first_seed: int) -> None:
-        self._size, self._seed = size, first_seed
-        self._envs: list[Any] = []
-        self._mazes: list[Any] = []  # their backends
-        self.seconds: dict[str, float] = defaultdict(float)
+    def __init__(self, size: str, count: int, first_seed: int) -> None:
+        arguments: Any = {"num_envs": count, "vectorization_mode": "vector_entry_point"}
+        self._env: Any = gym.make_vec(f"wm_gym:wm_gym/MemoryMaze-{size}-v0", **arguments)
+        self._env.reset(seed=first_seed)
+        self._env.step(np.zeros(count, np.int64))  # makes the buffer
+        self._mazes = [env._backend for env in self._env._envs]
         self._actions = np.random.default_rng(first_seed)
-        self._buffers: dict[tuple[int, int], _PixelBuffer] = {}
+        self.seconds: dict[str, float] = defaultdict(float)
 
-    def grow(self, count: int) -> None:
-        while len(self._mazes) < count:
-            self._envs.append(make_env(f"wm_gym/MemoryMaze-{self._size}-v0").unwrapped)
-            maze = self._envs[-1]._backend
-            if self._mazes:
-                maze._gl = self._mazes[0]._gl
-                maze._gl.increment_refcount()
-            maze.reset(self._seed + len(self._mazes))
-            self._mazes.append(maze)
-
-    def run(self, way: str, count: int, seconds: float) -> tuple[int, float, dict[str, float]]:
-        """Frames, seconds, and seconds of each part, for as many rounds over the first `count` mazes as fit.
-
-        Raises AssertionError if frames that came through a pixel buffer are not those that MuJoCo reads.
-        """
-        mazes = self._mazes[:count]
-        one_round = WAYS[way]
-        one_round(self, mazes)  # makes buffers, if the way needs any
-        if way in ("buffer", "buffer4"):
-            for maze in mazes:
-                buffered = maze._camera._rgb_buffer.copy()
-                self._draw(maze)
-                self._read(maze)
-                assert np.array_equal(buffered, maze._camera._rgb_buffer), "The buffer has another frame."
+    def run(self, way: str, seconds: float) -> tuple[int, float, dict[str, float]]:
+        """Frames, seconds, and seconds of each part, for as many rounds over all mazes as fit."""
         self.seconds.clear()
         frames, started = 0, time.perf_counter()
         while (elapsed := time.perf_counter() - started) < seconds:
-            frames += one_round(self, mazes)
+            frames += WAYS[way](self)
         return frames, elapsed, dict(self.seconds)
 
-    def now(self, mazes: list[Any], wait: bool = False) -> int:
-        for maze in mazes:
+    def close(self) -> None:
+        self._env.close()
+
+    def alone(self, wait: bool = False) -> int:
+        for maze in self._mazes:
             self._step(maze)
-            self._draw(maze)
+            context = self._draw(maze)
             if wait:
                 self._wait()
-            self._read(maze)
-        return len(mazes)
+            self._read(maze, context)
+        return len(self._mazes)
 
-    def finish(self, mazes: list[Any]) -> int:
-        return self.now(mazes, wait=True)
+    def finish(self) -> int:
+        return self.alone(wait=True)
 
-    def batch(self, mazes: list[Any]) -> int:
-        for part in (self._step, self._draw, self._read):
-            for maze in mazes:
-                part(maze)
-        return len(mazes)
-
-    def buffer(self, mazes: list[Any], channels: int = 3) -> int:
-        for maze in mazes:
+    def batch(self) -> int:
+        for maze in self._mazes:
             self._step(maze)
-        self._begin(mazes, channels, 0)
-        self._end(mazes, channels, 0)
-        return len(mazes)
+        contexts = [self._draw(maze) for maze in self._mazes]
+        for maze, context in zip(self._mazes, contexts, strict=True):
+            self._read(maze, context)
+        return len(self._mazes)
 
-    def buffer4(self, mazes: list[Any]) -> int:
-        return self.buffer(mazes, 4)
+    def together(self) -> int:
+        for maze in self._mazes:
+            self._step(maze)
+        contexts = [self._draw(maze) for maze in self._mazes]
+        started = time.perf_counter()
+        pixels = self._env._pixels.read(contexts)
+        self.seconds["wait"] += time.perf_counter() - started
+        for maze, frame in zip(self._mazes, pixels, strict=True):
+            maze.finish(frame)
+        return len(self._mazes)
 
-    def halves(self, mazes: list[Any]) -> int:
-        for index, half in enumerate((mazes[::2], mazes[1::2])):
-            if (buffer := self._buffers.get((3, index))) is not None and buffer.is_pending:
-                self._end(half, 3, index)
-            for maze in half:
-                self._step(maze)
-            self._begin(half, 3, index)
-        return len(mazes)
-
-    def draw(self, mazes: list[Any]) -> int:
+    def draw(self) -> int:
         for _ in range(DRAWS):
-            for maze in mazes:
+            for maze in self._mazes:
                 self._draw(maze)
         self._wait()
-        return DRAWS * len(mazes)
+        return DRAWS * len(self._mazes)
 
-    def step(self, mazes: list[Any]) -> int:
-        for maze in mazes:
+    def step(self) -> int:
+        for maze in self._mazes:
             self._step(maze)
-        return len(mazes)
+        return len(self._mazes)
 
     def _step(self, maze: Any) -> None:
         started = time.perf_counter()
-        maze._data.ctrl[:] = (-1, self._actions.integers(-1, 2))
-        if maze._may_touch_target():
-            maze._substeps_watching_targets()
-        else:
-            maze._substeps_at_once()
-        maze._planes.hide_those_out_of_view()
+        maze.advance(int(self._actions.integers(6)))
         self.seconds["step"] += time.perf_counter() - started
 
-    def _draw(self, maze: Any) -> None:
-        mujoco = maze._libraries.mujoco
+    def _draw(self, maze: Any) -> Any:
         started = time.perf_counter()
-        camera, context = maze._camera, maze._physics.contexts.mujoco.ptr
-        camera.update()
-        with maze._gl.make_current() as gl:
-            gl.call(mujoco.mjr_setBuffer, mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)
-            gl.call(mujoco.mjr_render, camera._rect, camera._scene.ptr, context)
+        context = maze.draw()
         self.seconds["draw"] += time.perf_counter() - started
+        return context
 
-    def _read(self, maze: Any) -> None:
-        mujoco = maze._libraries.mujoco
+    def _read(self, maze: Any, context: Any) -> None:
         started = time.perf_counter()
-        camera, context = maze._camera, maze._physics.contexts.mujoco.ptr
-        mujoco.mjr_readPixels(camera._rgb_buffer, None, camera._rect, context)
+        pixels = np.empty((64, 64, 3), np.uint8)
+        maze._libraries.mujoco.mjr_readPixels(pixels, None, maze._rectangle, context)
+        maze.finish(pixels)
         self.seconds["read"] += time.perf_counter() - started
 
     def _wait(self) -> None:
-        from OpenGL import GL
-
         started = time.perf_counter()
-        GL.glFinish()
+        importlib.import_module("OpenGL.GL").glFinish()
         self.seconds["wait"] += time.perf_counter() - started
 
-    def _begin(self, mazes: list[Any], channels: int, index: int) -> None:
-        buffer = self._buffers.get((channels, index))
-        if buffer is None or buffer.room < len(mazes):
-            buffer = self._buffers[channels, index] = _PixelBuffer(len(mazes), channels)
-        for maze in mazes:
-            self._draw(maze)
-        started = time.perf_counter()
-        for row, maze in enumerate(mazes):
-            buffer.begin(row, maze._physics.contexts.mujoco.ptr)
-        buffer.flush()
-        self.seconds["read"] += time.perf_counter() - started
 
-    def _end(self, mazes: list[Any], channels: int, index: int) -> None:
-        started = time.perf_counter()
-        frames = self._buffers[channels, index].end()
-        self.seconds["wait"] += time.perf_counter() - started
-        started = time.perf_counter()
-        for row, maze in enumerate(mazes):
-            maze._camera._rgb_buffer[:] = frames[row, ..., :3]
-        self.seconds["read"] += time.perf_counter() - started
-
-
-WAYS = {
-    way.__name__: way
-    for way in (
-        *(Renderers.now, Renderers.finish, Renderers.batch, Renderers.buffer, Renderers.buffer4),
-        *(Renderers.halves, Renderers.draw, Renderers.step),
-    )
-}
-
-
-class _PixelBuffer:
-    """Memory of the host into which the GPU writes frames when it gets to it; belongs to the current context."""
-
-    def __init__(self, room: int, channels: int) -> None:
-        GL: Any = importlib.import_module("OpenGL.GL")
-        self._gl, self.room, self._channels = GL, room, channels
-        self._fence: Any = None
-        shape = (room, FRAME_SIZE, FRAME_SIZE, channels)
-        num_bytes = int(np.prod(shape))
-        flags = GL.GL_MAP_READ_BIT | GL.GL_MAP_PERSISTENT_BIT | GL.GL_MAP_COHERENT_BIT
-        self._buffer = GL.glGenBuffers(1)
-        GL.glBindBuffer(GL.GL_PIXEL_PACK_BUFFER, self._buffer)
-        GL.glBufferStorage(GL.GL_PIXEL_PACK_BUFFER, num_bytes, None, flags)
-        address = GL.glMapBufferRange(GL.GL_PIXEL_PACK_BUFFER, 0, num_bytes, flags)
-        GL.glBindBuffer(GL.GL_PIXEL_PACK_BUFFER, 0)
-        self._frames = np.ctypeslib.as_array((ctypes.c_uint8 * num_bytes).from_address(int(address))).reshape(shape)
-
-    def begin(self, row: int, context: Any) -> None:
-        """What mjr_readPixels does, but for the place where the pixels go."""
-        from OpenGL.raw.GL.VERSION.GL_1_1 import glReadPixels
-
-        gl = self._gl
-        size = FRAME_SIZE
-        gl.glBindFramebuffer(gl.GL_READ_FRAMEBUFFER, context.offFBO)
-        gl.glReadBuffer(gl.GL_COLOR_ATTACHMENT0)
-        if context.offSamples:
-            gl.glBindFramebuffer(gl.GL_DRAW_FRAMEBUFFER, context.offFBO_r)
-            gl.glDrawBuffer(gl.GL_COLOR_ATTACHMENT0)
-            gl.glBlitFramebuffer(0, 0, size, size, 0, 0, size, size, gl.GL_COLOR_BUFFER_BIT, gl.GL_NEAREST)
-            gl.glBindFramebuffer(gl.GL_READ_FRAMEBUFFER, context.offFBO_r)
-            gl.glReadBuffer(gl.GL_COLOR_ATTACHMENT0)
-        gl.glPixelStorei(gl.GL_PACK_ALIGNMENT, 1)
-        gl.glBindBuffer(gl.GL_PIXEL_PACK_BUFFER, self._buffer)
-        channels = gl.GL_RGB if self._channels == 3 else gl.GL_RGBA
-        offset = ctypes.c_void_p(row * size * size * self._channels)
-        glReadPixels(0, 0, size, size, channels, gl.GL_UNSIGNED_BYTE, offset)
-        gl.glBindBuffer(gl.GL_PIXEL_PACK_BUFFER, 0)
-
-    @property
-    def is_pending(self) -> bool:
-        return self._fence is not None
-
-    def flush(self) -> None:
-        self._fence = self._gl.glFenceSync(self._gl.GL_SYNC_GPU_COMMANDS_COMPLETE, 0)
-        self._gl.glFlush()
-
-    def end(self) -> np.ndarray:
-        """Waits for the frames: uint8 [room, 64, 64, channels], the lowest row of pixels first."""
-        self._gl.glClientWaitSync(self._fence, self._gl.GL_SYNC_FLUSH_COMMANDS_BIT, 10_000_000_000)
-        self._gl.glDeleteSync(self._fence)
-        self._fence = None
-        return self._frames
+WAYS = {way.__name__: way for way in (Mazes.alone, Mazes.finish, Mazes.batch, Mazes.together, Mazes.draw, Mazes.step)}
 
 
 def _serve(connection: Connection, index: int, size: str, variables: dict[str, str], barriers: dict[int, Any]) -> None:
     """Runs the cases that the connection tells, until it tells None."""
     os.environ.update(variables)  # before MuJoCo is imported, which reads them
-    threads: list[tuple[ThreadPoolExecutor, Renderers]] = []
-    while (case := connection.recv()) is not None:
-        case, seconds = case
-        while len(threads) < case.threads:
-            threads.append((ThreadPoolExecutor(1), Renderers(size, 1000 + 100 * index + 10 * len(threads))))
-        chosen = threads[: case.threads]
-        # One after the other: EGL's display is shared by all contexts of a process.
-        for pool, renderers in chosen:
-            pool.submit(renderers.grow, case.mazes).result()
-        together = threading.Barrier(case.threads + 1)
-
-        def measure(
-            renderers: Renderers, case: Case = case, seconds: float = seconds, together: threading.Barrier = together
-        ) -> tuple[int, float, dict[str, float]]:
-            together.wait(SECONDS_TO_START)
-            return renderers.run(case.way, case.mazes, seconds)
-
-        futures = [pool.submit(measure, renderers) for pool, renderers in chosen]
+    mazes: dict[int, Mazes] = {}  # by their number
+    while (message := connection.recv()) is not None:
+        case, seconds = message
+        if case.mazes not in mazes:
+            mazes[case.mazes] = Mazes(size, case.mazes, 1000 + 100 * index)
         barriers[case.processes].wait(SECONDS_TO_START)
-        together.wait(SECONDS_TO_START)
-        try:
-            connection.send([future.result() for future in futures])
-        except Exception as error:  # one case that fails is no reason not to measure the others
-            connection.send(error)
-    os._exit(0)  # contexts of other threads cannot be freed from this one, and the driver frees them anyway
+        connection.send(mazes[case.mazes].run(case.way, seconds))
+    for several in mazes.values():
+        several.close()
 
 
 def run(config: BenchConfig) -> dict[str, Any]:
@@ -356,10 +214,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
 def _measure(case: Case, connections: list[Connection], seconds: float) -> dict[str, Any]:
     for connection in connections[: case.processes]:
         connection.send((case, seconds))
-    answers = [connection.recv() for connection in connections[: case.processes]]
-    if failures := [answer for answer in answers if isinstance(answer, Exception)]:
-        return {"failed": repr(failures[0])[:300]}
-    runs = [run for answer in answers for run in answer]
+    runs = [connection.recv() for connection in connections[: case.processes]]
     frames = sum(run[0] for run in runs)
     parts = {part: sum(run[2].get(part, 0.0) for run in runs) / frames * 1000 for part in runs[0][2]}
     return {

@@ -3,12 +3,17 @@
 
 Compared at reset and after each step: frame, reward, terminated, truncated, everything in `info` (pose, layout,
 targets, target index and colour, maze seed), and the float64 positions and velocities of the physics.
+
+The file is written anew after each episode. The same command again goes on with it, and plays only what it lacks; an
+episode counts as there if it was played with the same code, packages and renderer, whatever the command.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
+import os
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -19,13 +24,19 @@ from typing import Any
 import numpy as np
 import tyro
 
+import wm_gym
 from training.policies import make_policy
-from training.provenance import command_arguments, provenance
+from training.provenance import command_arguments, package_versions, provenance
 from training.recording import RecordingOptions, make_env, policy_seed
 from wm_gym.files import write_json
 
 SIZES = ("9x9", "11x11", "13x13", "15x15")
 POLICIES = ("navigator", "random")
+
+# Modules of wm_gym.envs that decide what is compared.
+CODE = ("memory_maze.py", "memory_maze_direct.py", "memory_maze_published.py")
+
+Job = tuple[str, int, str, int]  # size, seed, policy, and the number of steps after which to stop
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,7 @@ class Comparison:
     size: str
     seed: int
     policy: str
+    max_steps: int  # where the comparison was to stop; 0: at the end of the episode
     steps: int
     rewards: float  # sum over the steps compared
     ended: bool  # the episode was played to its end
@@ -86,7 +98,8 @@ def compare(size: str, seed: int, policy_name: str, max_steps: int) -> Compariso
             difference = _difference(ours, theirs)
             if difference is not None or ended or steps == (max_steps or -1):
                 where = None if difference is None else f"{difference} after {steps} steps"
-                return Comparison(size, seed, policy_name, steps, rewards, ended, time.perf_counter() - started, where)
+                seconds = time.perf_counter() - started
+                return Comparison(size, seed, policy_name, max_steps, steps, rewards, ended, seconds, where)
             action = policy(frame, info)
             frame, *outcome, info = direct.step(action)
             upstream_frame, *upstream_outcome, upstream_info = upstream.step(action)
@@ -96,8 +109,32 @@ def compare(size: str, seed: int, policy_name: str, max_steps: int) -> Compariso
         upstream.close()
 
 
-def run(config: ExactnessConfig) -> list[Comparison]:
-    """All comparisons, in the order of size, seed and policy."""
+def run(config: ExactnessConfig) -> dict[str, Any]:
+    """Plays what `config.out` lacks; returns the record of everything, which is in `config.out` too, if given.
+
+    Raises ValueError for settings that do not fit each other.
+    """
+    jobs = planned(config)
+    conditions = _conditions()
+    origin = {**provenance("training.check_exactness", command_arguments()), "conditions": conditions}
+    found = {_job(comparison): comparison for comparison in _earlier(config.out, conditions)}
+    comparisons = {job: found[job] for job in jobs if job in found}
+    # Long ones first, so that all workers end together.
+    missing = sorted(set(jobs) - set(found), key=lambda job: (job[3] > 0, -SIZES.index(job[0]), -job[3], job))
+    record = _record(jobs, comparisons, origin)
+    with ProcessPoolExecutor(config.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(compare, *job) for job in missing]):
+            comparison = future.result()
+            print(comparison, file=sys.stderr, flush=True)
+            comparisons[_job(comparison)] = comparison
+            record = _record(jobs, comparisons, origin)
+            if config.out is not None:
+                write_json(config.out, record)
+    return record
+
+
+def planned(config: ExactnessConfig) -> list[Job]:
+    """The episodes to be compared, in the order of size, seed and policy. Raises ValueError as `run`."""
     steps = config.steps or (0,) * len(config.sizes)
     if len(steps) != len(config.sizes):
         raise ValueError(f"steps needs a number for each of {len(config.sizes)} sizes, got {len(steps)}.")
@@ -107,16 +144,45 @@ def run(config: ExactnessConfig) -> list[Comparison]:
             for policy in POLICIES:
                 whole = index < config.whole and policy == "navigator"
                 jobs.append((size, config.first_seed + index, policy, 0 if whole else limit))
-    # Long ones first, so that all workers end together.
-    jobs.sort(key=lambda job: (job[3] > 0, -SIZES.index(job[0]), -job[3]))
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(config.workers, mp_context=context) as pool:
-        comparisons = []
-        for future in as_completed([pool.submit(compare, *job) for job in jobs]):
-            comparisons.append(future.result())
-            print(comparisons[-1], file=sys.stderr, flush=True)
-    order = list(config.sizes)
-    return sorted(comparisons, key=lambda c: (order.index(c.size), c.seed, c.policy))
+    return jobs
+
+
+def _job(comparison: Comparison) -> Job:
+    return comparison.size, comparison.seed, comparison.policy, comparison.max_steps
+
+
+def _conditions() -> dict[str, Any]:
+    """What decides the bits: the code of the environment, the packages that it calls, and the renderer."""
+    folder = Path(wm_gym.__file__).parent / "envs"
+    code = b"".join((folder / name).read_bytes() for name in CODE)
+    packages = {name: package_versions().get(name) for name in ("memory-maze", "mujoco", "dm-control", "numpy")}
+    env = _make(SIZES[0], "direct")  # chooses a renderer, if the environment variable does not
+    env.close()
+    return {"code": hashlib.sha256(code).hexdigest()[:16], "gl": os.environ.get("MUJOCO_GL"), "versions": packages}
+
+
+def _earlier(path: Path | None, conditions: dict[str, Any]) -> list[Comparison]:
+    """The comparisons of an unfinished or finished record that was made under the same conditions."""
+    if path is None or not path.exists():
+        return []
+    record = json.loads(path.read_text())
+    if record.get("conditions") != conditions:
+        return []
+    return [Comparison(**comparison) for comparison in record["comparisons"]]
+
+
+def _record(jobs: list[Job], comparisons: dict[Job, Comparison], origin: dict[str, Any]) -> dict[str, Any]:
+    done = [comparisons[job] for job in jobs if job in comparisons]
+    return {
+        **origin,
+        "episodes": len(done),
+        "whole_episodes": sum(c.ended for c in done),
+        "steps": sum(c.steps for c in done),
+        "rewards": sum(c.rewards for c in done),
+        "different": sum(c.difference is not None for c in done),
+        "not_run": [list(job) for job in jobs if job not in comparisons],
+        "comparisons": [asdict(c) for c in done],
+    }
 
 
 def _make(size: str, implementation: str) -> Any:
@@ -144,21 +210,9 @@ def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
 
 def main() -> None:
     config = tyro.cli(ExactnessConfig, prog="python -m training.check_exactness")
-    comparisons = run(config)
-    different = [c for c in comparisons if c.difference is not None]
-    summary = {
-        "episodes": len(comparisons),
-        "whole_episodes": sum(c.ended for c in comparisons),
-        "steps": sum(c.steps for c in comparisons),
-        "rewards": sum(c.rewards for c in comparisons),
-        "different": len(different),
-    }
-    if config.out is not None:
-        record = provenance("training.check_exactness", command_arguments())
-        record |= {**summary, "comparisons": [asdict(c) for c in comparisons]}
-        write_json(config.out, record)
-    print(summary)
-    if different:
+    record = run(config)
+    print({name: record[name] for name in ("episodes", "whole_episodes", "steps", "rewards", "different")})
+    if different := [c for c in record["comparisons"] if c["difference"] is not None]:
         sys.exit(f"{len(different)} episodes differ, the first one: {different[0]}")
 
 

@@ -1,7 +1,8 @@
 """Records whole episodes of an environment: ``python -m training.collect --env ID --frames N --out PATH``.
 
 Episode i is the environment's episode of seed `seed + i`, so what a store holds depends neither on the number of
-workers nor on how often the run was killed: the same command goes on where it stopped.
+workers nor on how often the run was killed: the same command goes on where it stopped. Given twice at a time, in two
+processes, it shares the work between them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -25,12 +26,15 @@ from tqdm import tqdm
 from training.policies import make_policy
 from training.provenance import package_versions
 from training.ray_backend import collect_on_cluster
-from training.recording import FrameSource, RecordingOptions, make_env, record_seeds, recorded_action_space
+from training.recorder import record_seeds
+from training.recording import FrameSource, RecordingOptions, make_env, recorded_action_space
+from training.schedule import Claims, Schedule
 from training.store import EpisodeStore, EpisodeWriter, StoreHeader, check_seed, create_store
 
 # Workers fill the cores, so that none of them may start threads of its own.
 SINGLE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 SECONDS_TO_STOP = 10.0
+SECONDS_BETWEEN_LOOKS = 0.5  # at what another collector has recorded meanwhile
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class CollectConfig:
     """Which image is recorded, and of which size."""
     workers: int = 1
     """Number of processes."""
+    envs_per_worker: int = 1
+    """Episodes that each process records at a time. 8 of Memory Maze share one wait for the GPU (MUJOCO_GL=egl)."""
     seed: int = 0
     """Seed of the first episode; from 7,000,000 on for evaluation only."""
     split: Literal["train", "test", "eval"] = "train"
@@ -71,7 +77,12 @@ def collect(config: CollectConfig) -> EpisodeStore:
             environment.
         RuntimeError: a worker died; finished episodes are kept.
     """
-    for name in ("frames", "workers", "egl_devices", "max_episode_steps"):
+    return _collect(config)[0]
+
+
+def _collect(config: CollectConfig) -> tuple[EpisodeStore, int]:
+    """As `collect`; also the number of episodes that were recorded here, and not before or by another collector."""
+    for name in ("frames", "workers", "envs_per_worker", "egl_devices", "max_episode_steps"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
@@ -79,84 +90,33 @@ def collect(config: CollectConfig) -> EpisodeStore:
     store, max_frames = _prepare_store(config)
     writer = EpisodeWriter(store, config.split)
     writer.remove_abandoned()
-    schedule = Schedule(store, config.split, config.seed, config.frames, max_frames)
-    try:
-        if config.backend == "ray":
-            collect_on_cluster(config, store, schedule)
-        else:
-            with _worker_processes(config, schedule) as workers:
-                _run(workers, schedule, config.frames)
-    finally:
-        writer.remove_abandoned()
-    return store
-
-
-class Schedule:
-    """Gives out seeds, the next one only if the episodes before it cannot have enough frames. So a finished run has
-    the same episodes whatever the number of workers: the shortest row of seeds that is long enough.
-
-    Args:
-        store, split: where episodes that are there already are looked up.
-        first_seed: start of the row.
-        num_frames: what the row must have.
-        max_frames: the most that an episode can have. If None, the longest one so far stands in, and the episodes that
-            are started before any has finished may be more than are needed.
-    """
-
-    def __init__(
-        self, store: EpisodeStore, split: str, first_seed: int, num_frames: int, max_frames: int | None
-    ) -> None:
-        self._recorded = {seed: store.num_frames(seed, split) for seed in store.seeds(split)}
-        self._split = split
-        self._next_seed = first_seed
-        self._num_frames = num_frames
-        self._max_frames = max_frames
-        self._longest = max(self._recorded.values(), default=1)
-        self._running: set[int] = set()
-        self.finished_frames = 0
-
-    @property
-    def done(self) -> bool:
-        return not self._running and self.finished_frames >= self._num_frames
-
-    def next_seed(self) -> int | None:
-        """Seed of an episode that is needed for certain, or None: ask again when another one has finished.
-
-        Raises ValueError if the row runs into the seeds of another split.
-        """
-        expected = self._max_frames or self._longest
-        while self.finished_frames + len(self._running) * expected < self._num_frames:
-            seed = self._next_seed
-            check_seed(seed, self._split)
-            self._next_seed += 1
-            if seed not in self._recorded:
-                self._running.add(seed)
-                return seed
-            self.finished_frames += self._recorded[seed]
-        return None
-
-    def finish(self, seed: int, num_frames: int) -> None:
-        self._running.remove(seed)
-        self._longest = max(self._longest, num_frames)
-        self.finished_frames += num_frames
+    with closing(Claims(store.split_path(config.split))) as claims:
+        schedule = Schedule(store, config.split, config.seed, config.frames, max_frames, claims)
+        try:
+            if config.backend == "ray":
+                collect_on_cluster(config, store, schedule)
+            else:
+                with _worker_processes() as workers:
+                    _run(config, workers, schedule)
+        finally:
+            writer.remove_abandoned()
+    return store, schedule.num_recorded
 
 
 @dataclass
 class _Worker:
     process: BaseProcess
     connection: Connection
-    seed: int | None = None  # of the episode that it records; None if it has nothing to do
-    frames: int = 0  # of this episode, so far
+    frames: dict[int, int] = field(default_factory=dict)  # so far, by seed of the episodes that it records
 
-    def give(self, seed: int | None) -> None:
-        self.seed, self.frames = seed, 0
-        if seed is not None:
-            try:
-                self.connection.send(seed)
-            except OSError:
-                self.fail()
+    def give(self, seed: int) -> None:
+        self.frames[seed] = 0
+        try:
+            self.connection.send(seed)
+        except OSError:
+            self.fail()
 
-    def receive(self) -> tuple[str, int]:
+    def receive(self) -> tuple[str, int, int]:
         try:
             return self.connection.recv()
         except (EOFError, OSError):
@@ -168,8 +128,8 @@ class _Worker:
         code = self.process.exitcode
         killed = f" (killed by {signal.Signals(-code).name})" if code is not None and code < 0 else ""
         raise RuntimeError(
-            f"Worker {self.process.name} died with exit code {code}{killed} in the episode of seed {self.seed}; "
-            "finished episodes are kept, and the same command goes on from there."
+            f"Worker {self.process.name} died with exit code {code}{killed} while it recorded seed "
+            f"{', '.join(map(str, self.frames))}; finished episodes are kept, and the same command goes on from there."
         )
 
 
@@ -193,33 +153,45 @@ def _prepare_store(config: CollectConfig) -> tuple[EpisodeStore, int | None]:
     return create_store(config.out, header), None if max_steps is None else max_steps + 1
 
 
-def _run(workers: list[_Worker], schedule: Schedule, num_frames: int) -> None:
+def _run(config: CollectConfig, workers: list[_Worker], schedule: Schedule) -> None:
     """Gives out seeds and shows progress until all episodes are there."""
-    with tqdm(total=num_frames, initial=schedule.finished_frames, unit=" frames", desc="collecting") as bar:
+    _give(config, workers, schedule)
+    with tqdm(total=config.frames, initial=schedule.finished_frames, unit=" frames", desc="collecting") as bar:
         while not schedule.done:
-            busy = {worker.connection: worker for worker in workers if worker.seed is not None}
-            for connection in wait(list(busy)):
+            busy = {worker.connection: worker for worker in workers if worker.frames}
+            for connection in wait(list(busy), SECONDS_BETWEEN_LOOKS if schedule.waits_for_others else None):
                 worker = busy[connection]  # type: ignore[index]
-                kind, count = worker.receive()
-                if kind == "finished" and worker.seed is not None:
-                    schedule.finish(worker.seed, count)
-                    worker.give(None)
+                kind, seed, count = worker.receive()
+                if kind == "finished":
+                    del worker.frames[seed]
+                    schedule.finish(seed, count)
                 else:
-                    worker.frames += count
-            for worker in workers:
-                if worker.seed is None:
-                    worker.give(schedule.next_seed())
-            bar.update(schedule.finished_frames + sum(worker.frames for worker in workers) - bar.n)
+                    worker.frames[seed] += count
+            _give(config, workers, schedule)
+            bar.update(schedule.finished_frames + sum(sum(worker.frames.values()) for worker in workers) - bar.n)
+
+
+def _give(config: CollectConfig, workers: list[_Worker], schedule: Schedule) -> None:
+    """Seeds for those workers that can record more, the idle ones first; starts workers as long as there is work."""
+    while True:
+        idlest = min(workers, key=lambda worker: len(worker.frames), default=None)
+        may_start = len(workers) < config.workers and (idlest is None or idlest.frames)
+        if not may_start and (idlest is None or len(idlest.frames) == config.envs_per_worker):
+            return
+        seed = schedule.next_seed()
+        if seed is None:
+            return
+        if may_start or idlest is None:
+            idlest = _start_worker(config, len(workers))
+            workers.append(idlest)
+        idlest.give(seed)
 
 
 @contextmanager
-def _worker_processes(config: CollectConfig, schedule: Schedule) -> Iterator[list[_Worker]]:
-    """Starts as many workers as there is work for, each with its first seed; afterwards none of them is left."""
+def _worker_processes() -> Iterator[list[_Worker]]:
+    """A list of workers, of which none is left afterwards."""
     workers: list[_Worker] = []
     try:
-        while len(workers) < config.workers and (seed := schedule.next_seed()) is not None:
-            workers.append(_start_worker(config, len(workers)))
-            workers[-1].give(seed)
         yield workers
     except BaseException:
         for worker in workers:
@@ -238,8 +210,8 @@ def _worker_processes(config: CollectConfig, schedule: Schedule) -> Iterator[lis
 def _start_worker(config: CollectConfig, index: int) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    arguments = (theirs, config.out, config.split, config.env, config.policy, config.max_episode_steps)
-    process = context.Process(target=record_seeds, args=arguments, name=f"collect-{index}", daemon=True)
+    what = (config.out, config.split, config.env, config.policy, config.max_episode_steps, config.envs_per_worker)
+    process = context.Process(target=record_seeds, args=(theirs, *what), name=f"collect-{index}", daemon=True)
     variables = dict(SINGLE_THREAD)
     if config.egl_devices > 1 and os.environ.get("MUJOCO_GL") == "egl" and "MUJOCO_EGL_DEVICE_ID" not in os.environ:
         variables["MUJOCO_EGL_DEVICE_ID"] = str(index % config.egl_devices)
@@ -281,10 +253,13 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         config = tyro.cli(CollectConfig, prog="python -m training.collect")
-        store = collect(config)
+        store, num_recorded = _collect(config)
         seeds = store.seeds(config.split)
         num_frames = sum(store.num_frames(seed, config.split) for seed in seeds)
-        print(f"{config.out}: {num_frames} frames in {len(seeds)} episodes of split {config.split!r}.")
+        print(
+            f"{config.out}: {num_frames} frames in {len(seeds)} episodes of split {config.split!r}, "
+            f"{num_recorded} of them recorded now."
+        )
     except KeyboardInterrupt:
         print("Interrupted; finished episodes are kept, and the same command goes on from there.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

@@ -48,8 +48,8 @@ class EpisodeDataset:
         max_bytes: limit for the frames; episodes are loaded in the order of their seeds as long as they fit.
         num_threads: for reading.
         env_id: if given, the environment that the store must be from.
-        seeds: if given, only these episodes are loaded now (`refresh` takes all), which makes again the dataset that
-            somebody had while the store was being written.
+        seeds: if given, only these episodes are loaded now, which makes again the dataset that somebody had while the
+            store was being written.
         streamed: leaves the frames in the store; device must be "cpu".
 
     Raises:
@@ -109,13 +109,18 @@ class EpisodeDataset:
     def num_frames(self) -> int:
         return self._num_frames
 
-    def refresh(self) -> int:
-        """Loads the episodes that the store got since; returns their number.
+    @property
+    def recorded_seeds(self) -> list[int]:
+        """Seeds of the episodes that the split has by now, ascending."""
+        return self._store.seeds(self._split)
 
-        For a moment there must be room for the old and the new frames. Raises ValueError for a damaged episode; the
-        dataset then stays as it was.
+    def refresh(self, seeds: Iterable[int] | None = None) -> int:
+        """Loads the episodes that the store got since, or those of them that have these seeds; returns their number.
+
+        For a moment there must be room for the old and the new frames. Raises ValueError for an episode that is damaged
+        or missing; the dataset then stays as it was.
         """
-        return self._load(self._new_places())
+        return self._load(self._new_places(seeds))
 
     def _load(self, places: dict[int, Place]) -> int:
         if not places:
@@ -218,7 +223,7 @@ class EpisodeDataset:
 
     def _new_places(self, only: Iterable[int] | None = None) -> dict[int, Place]:
         """Places behind what is loaded for the episodes that are not, as far as they fit, in the order of seeds."""
-        recorded = self._store.seeds(self._split)
+        recorded = self.recorded_seeds
         if only is not None:
             if missing := sorted((only := set(only)) - set(recorded)):
                 raise ValueError(f"{self._store.path} has no episode of seed {missing[0]} in split {self._split!r}.")

@@ -54,6 +54,14 @@ class Processes:
         dist.all_gather(gathered, tensor, group=self.cpu_group)
         return gathered
 
+    def agree(self, values: list[int]) -> list[int]:
+        """The list of rank 0, in all processes."""
+        if self.cpu_group is None:
+            return values
+        objects = [values]
+        dist.broadcast_object_list(objects, src=0, group=self.cpu_group)
+        return objects[0]
+
     def barrier(self) -> None:
         if self.cpu_group is not None:
             dist.barrier(group=self.cpu_group)

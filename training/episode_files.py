@@ -25,6 +25,7 @@ FRAMES_PER_CHUNK = 50
 COMPRESSOR = ZstdCodec(level=3, checksum=True)
 ABANDONED_AFTER_SECONDS = 3600.0
 
+CLAIMS_NAME = ".claims"  # see training.schedule.Claims
 EPISODE_NAME = re.compile(r"episode_(\d{10})")
 _TEMPORARY_NAME = re.compile(r"\.writing-episode_\d{10}-(?P<host>.+)-(?P<pid>\d+)\.\d+")
 _numbers = itertools.count()

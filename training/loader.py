@@ -6,6 +6,8 @@ into pinned memory while the GPU computes.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
@@ -87,13 +89,13 @@ class BatchLoader:
                 tensor.record_stream(stream)  # its memory is not to be used again before this stream is done with it
         return batch
 
-    def refresh(self) -> int:
+    def refresh(self, seeds: Iterable[int] | None = None) -> int:
         """Takes the episodes that the store got since, for all batches that are asked for from now on.
 
-        Returns their number. Raises ValueError for a damaged episode; the loader then stays as it was.
+        Args, returns and raises as `EpisodeDataset.refresh`; after an error the loader stays as it was.
         """
         self._drop(set(self._pending))
-        return self.dataset.refresh()
+        return self.dataset.refresh(seeds)
 
     def close(self) -> None:
         """Ends the threads."""
@@ -126,26 +128,41 @@ class BatchLoader:
 def open_dataset(
     path: str | Path,
     device: torch.device | str,
-    max_bytes: int,
+    max_bytes: int | None = None,
     split: str = "train",
     num_threads: int = 8,
     room_to_grow: float = 2.0,
+    seeds: Iterable[int] | None = None,
 ) -> EpisodeDataset:
     """A dataset whose frames are in the memory of `device` if all of the split fits there, else streamed.
 
     Args:
         path, split: of the store.
         device: where batches are wanted.
-        max_bytes: memory that frames may take. They count `room_to_grow` times: a store that is still being written
-            gets more of them, and `refresh` needs room for the old and the new ones.
+        max_bytes: memory that frames may take; None is what `bytes_for_frames` tells.
         num_threads: for reading.
+        room_to_grow: frames count so many times: a store that is still being written gets more of them, and `refresh`
+            needs room for the old and the new ones.
+        seeds: as of `EpisodeDataset`.
 
     Raises:
         FileNotFoundError, ValueError: as `EpisodeDataset`.
     """
     store = open_store(path)
+    max_bytes = bytes_for_frames(device) if max_bytes is None else max_bytes
     num_frames = sum(store.num_frames(seed, split) for seed in store.seeds(split))
     num_bytes = num_frames * int(np.prod(store.header.frame_shape))
     if num_bytes * room_to_grow <= max_bytes:
-        return EpisodeDataset(path, split, device, max_bytes, num_threads)
-    return EpisodeDataset(path, split, "cpu", num_threads=num_threads, streamed=True)
+        return EpisodeDataset(path, split, device, max_bytes, num_threads, seeds=seeds)
+    return EpisodeDataset(path, split, "cpu", num_threads=num_threads, seeds=seeds, streamed=True)
+
+
+def bytes_for_frames(device: torch.device | str) -> int:
+    """Two fifths of the memory of a GPU, or of this process's share of the host's: the rest is for training."""
+    device = resolve_device(device)
+    if device.type == "cuda":
+        num_bytes = torch.cuda.get_device_properties(device).total_memory
+    else:
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's
+        num_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // processes
+    return num_bytes * 2 // 5

@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,14 +28,16 @@ from training.episode import StoreHeader
 from training.episode_files import episode_name, rename_if_new, temporary_name
 from training.policies import make_policy
 from training.recording import RecordingOptions, make_env, policy_seed, record_episode
+from training.schedule import Schedule
 from training.store import EpisodeStore, EpisodeWriter, create_store
 
 if TYPE_CHECKING:
-    from training.collect import CollectConfig, Schedule
+    from training.collect import CollectConfig
 
 # An episode with which so many recorders died is taken for the cause.
 MAX_ATTEMPTS = 3
 SECONDS_BETWEEN_NOTICES = 30.0
+SECONDS_BETWEEN_LOOKS = 0.5  # at what another collector has recorded meanwhile
 # Decides on the renderer of an environment; a recorder gets it from the collector.
 PASSED_ON = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
 Files = dict[str, bytes]  # by path inside the episode's folder
@@ -106,6 +109,9 @@ class _Recorders:
 
         Raises RuntimeError if an episode fails, or kills its recorder again and again.
         """
+        if not self._tasks:  # another collector records the rest
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            return
         done, _ = self._ray.wait(list(self._tasks), timeout=SECONDS_BETWEEN_NOTICES)
         if not done and not self._idle and all(task.seed is None for task in self._tasks.values()):
             _say(f"Waiting for the cluster: {len(self._tasks)} recorders need a core each.")
@@ -153,9 +159,10 @@ def collect_on_cluster(config: CollectConfig, store: EpisodeStore, schedule: Sch
         ConnectionError: there is no cluster at the address.
         RuntimeError: an episode fails, or kills its recorder again and again.
     """
-    first_seed = schedule.next_seed()
-    if first_seed is None:
-        return
+    while (first_seed := schedule.next_seed()) is None:
+        if schedule.done:
+            return
+        time.sleep(SECONDS_BETWEEN_LOOKS)  # another collector records all that is missing
     with _cluster(config.ray_address) as ray:
         recorders = _Recorders(ray, config, store.header, first_seed)
         try:

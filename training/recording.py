@@ -1,4 +1,4 @@
-"""One episode of a real environment, and the process that records one after the other."""
+"""Recording one episode of a real environment."""
 
 from __future__ import annotations
 
@@ -6,37 +6,30 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import zarr
 
 from training.frames import FrameSource, RecordingOptions
-from training.policies import Policy, make_policy
-from training.store import Episode, EpisodeWriter, open_store
+from training.policies import Policy
+from training.store import Episode
 from wm_gym.policies import policy_seed
 
 __all__ = [
     "EpisodeBuilder",
     "FrameSource",
     "RecordingOptions",
+    "RunningEpisode",
     "make_env",
     "policy_seed",
     "record_episode",
-    "record_seeds",
     "recorded_action_space",
 ]
 
-FRAMES_PER_MESSAGE = 50
 STATIC_INFO = ("layout", "targets")  # what stays the same in an episode and is recorded once
 
-
-class _CollectorGone(Exception):
-    """The process that gives out the seeds is dead."""
+Step = tuple[Any, Any, bool, bool, dict[str, Any]]  # what env.step gives
 
 
 def make_env(
@@ -138,12 +131,45 @@ class EpisodeBuilder:
         )
 
 
+class RunningEpisode:
+    """An episode that a policy plays and that is recorded on the way.
+
+    Args:
+        action_space: of the environment.
+        policy: fresh; it is reset here.
+        read_frame: what is recorded of an observation.
+        seed, obs, info: of the environment's reset.
+    """
+
+    def __init__(
+        self,
+        action_space: gym.Space[Any],
+        policy: Policy,
+        read_frame: FrameSource,
+        seed: int,
+        obs: Any,
+        info: dict[str, Any],
+    ) -> None:
+        policy.reset(info)
+        self._policy, self._read_frame, self._obs, self._info = policy, read_frame, obs, info
+        self.builder = EpisodeBuilder(recorded_action_space(action_space), seed, read_frame(obs), info)
+
+    def action(self) -> Any:
+        """The policy's, to be taken now. Raises ValueError if it is not in the action space."""
+        return self.builder.action(self._policy(self._obs, self._info))
+
+    def add(self, action: Any, outcome: Step) -> bool:
+        """Takes what `env.step(action)` gave; whether the episode has ended."""
+        self._obs, reward, terminated, truncated, self._info = outcome
+        self.builder.add(action, self._read_frame(self._obs), reward, terminated, truncated, self._info)
+        return terminated or truncated
+
+
 def record_episode(
     env: gym.Env[Any, Any],
     policy: Policy,
     seed: int,
     attributes: dict[str, Any] | None = None,
-    on_frames: Callable[[int], None] = lambda count: None,
     options: RecordingOptions | None = None,
 ) -> Episode:
     """Plays one episode to its end.
@@ -152,58 +178,17 @@ def record_episode(
         env, policy: see `make_env` and `make_policy`.
         seed: of the environment's reset.
         attributes: JSON types to be kept with the episode.
-        on_frames: called now and then with the number of frames since the last call.
         options: which image is recorded; the policy sees the environment's own observation all the same.
 
     Raises:
         ValueError: there is no such image, or an action is not in the action space.
     """
     read_frame = FrameSource(env, options or RecordingOptions())
-    obs, info = env.reset(seed=seed)
-    policy.reset(info)
-    builder = EpisodeBuilder(recorded_action_space(env.action_space), seed, read_frame(obs), info)
-    ended = False
-    while not ended:
-        action = builder.action(policy(obs, info))
-        obs, reward, terminated, truncated, info = env.step(action)
-        builder.add(action, read_frame(obs), reward, terminated, truncated, info)
-        ended = terminated or truncated
-        if builder.num_frames % FRAMES_PER_MESSAGE == 0:
-            on_frames(FRAMES_PER_MESSAGE)
-    return builder.finish(attributes)
-
-
-def record_seeds(
-    connection: Connection, path: Path, split: str, env_id: str, policy_name: str, max_episode_steps: int | None
-) -> None:
-    """Records the episodes whose seeds come in, until the connection is closed. Runs in a process of its own.
-
-    Sends ("frames", count) now and then, and ("finished", number of frames) after each episode.
-    """
-    zarr.config.set({"threading.max_workers": 1})
-    store = open_store(path)
-    writer = EpisodeWriter(store, split)
-    options = RecordingOptions.from_json(store.header.recording)
-    env = make_env(env_id, max_episode_steps, options)
-
-    def send(kind: str, count: int) -> None:
-        try:
-            connection.send((kind, count))
-        except OSError as error:
-            raise _CollectorGone from error
-
-    try:
-        while True:
-            seed = connection.recv()
-            attributes = {"policy": policy_name, "policy_seed": policy_seed(seed)}
-            policy = make_policy(policy_name, env, attributes["policy_seed"])
-            episode = record_episode(env, policy, seed, attributes, lambda count: send("frames", count), options)
-            writer.write(episode)
-            send("finished", episode.num_frames)
-    except (EOFError, ConnectionResetError, _CollectorGone):
-        return  # there is nobody left to record for
-    finally:
-        env.close()
+    episode = RunningEpisode(env.action_space, policy, read_frame, seed, *env.reset(seed=seed))
+    action = episode.action()
+    while not episode.add(action, env.step(action)):
+        action = episode.action()
+    return episode.builder.finish(attributes)
 
 
 def _pose(info: dict[str, Any]) -> np.ndarray:

@@ -6,8 +6,8 @@ One safetensors file each, with everything that is not a tensor as JSON in its h
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from training.distributed import Processes
 from training.ema import ExponentialMovingAverage
+from training.provenance import seed_ranges
 from wm_gym.files import atomic_path
 
 FORMAT_NAME = "wm_gym.training_run"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _HEADER_KEY = "training"
 
@@ -33,11 +34,11 @@ class RunState:
     model: nn.Module
     ema: ExponentialMovingAverage
     optimizer: torch.optim.Optimizer
-    data_generator: torch.Generator
     noise_generator: torch.Generator
     step: int = 0  # optimizer steps done
     frames_seen: int = 0  # by all processes
     elapsed_minutes: float = 0.0  # by all sessions of the run
+    data_seeds: list[int] = field(default_factory=list)  # of the episodes from which batches are drawn
 
 
 def save_run_state(folder: Path, state: RunState, settings: Mapping[str, Any], processes: Processes, keep: int) -> Path:
@@ -46,7 +47,6 @@ def save_run_state(folder: Path, state: RunState, settings: Mapping[str, Any], p
     Args:
         settings: JSON types that must be equal when the run goes on.
     """
-    data_states = processes.gather(state.data_generator.get_state())
     noise_states = processes.gather(state.noise_generator.get_state())
     path = folder / f"step_{state.step:09d}.safetensors"
     if processes.is_main:
@@ -54,7 +54,6 @@ def save_run_state(folder: Path, state: RunState, settings: Mapping[str, Any], p
         tensors |= {f"ema.{name}": tensor for name, tensor in state.ema.tensors.items()}
         tensors |= {f"optimizer.{name}": tensor for name, tensor in _optimizer_tensors(state).items()}
         for rank in range(processes.num_processes):
-            tensors[f"random.data.{rank}"] = data_states[rank]
             tensors[f"random.noise.{rank}"] = noise_states[rank]
         header = {
             "format": FORMAT_NAME,
@@ -62,6 +61,7 @@ def save_run_state(folder: Path, state: RunState, settings: Mapping[str, Any], p
             "step": state.step,
             "frames_seen": state.frames_seen,
             "elapsed_minutes": state.elapsed_minutes,
+            "data_seeds": seed_ranges(state.data_seeds),
             "settings": dict(settings),
         }
         stored = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
@@ -73,43 +73,54 @@ def save_run_state(folder: Path, state: RunState, settings: Mapping[str, Any], p
     return path
 
 
-def load_run_state(
-    path: Path, state: RunState, settings: Mapping[str, Any], processes: Processes, free: Collection[str] = ()
-) -> None:
+def load_run_state(path: Path, state: RunState, settings: Mapping[str, Any], processes: Processes) -> None:
     """Puts a checkpoint into `state`, in place.
 
     Args:
-        settings: those of now, which must be equal to those of then, except for the keys in `free`.
+        settings: those of now, which must be equal to those of then.
 
     Raises:
         ValueError: if the file is damaged or foreign, or if it was written under other settings.
     """
+    header, tensors = _read(path)
+    _check_settings(path, header["settings"], settings)
+    state.model.load_state_dict(_section(tensors, "model."))
+    with torch.no_grad():
+        for name, tensor in _section(tensors, "ema.").items():
+            state.ema.tensors[name].copy_(tensor)
+    _load_optimizer(state, _section(tensors, "optimizer."))
+    state.noise_generator.set_state(tensors[f"random.noise.{processes.rank}"])
+    state.step, state.frames_seen = header["step"], header["frames_seen"]
+    state.elapsed_minutes = header["elapsed_minutes"]
+    state.data_seeds = _seeds(header)
+
+
+def load_data_seeds(path: Path) -> list[int]:
+    """Seeds of the episodes from which the run of this checkpoint drew its batches. Raises ValueError as above."""
+    return _seeds(_read(path, with_tensors=False)[0])
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints in `folder`, oldest first."""
+    return sorted(folder.glob("step_*.safetensors"))
+
+
+def _read(path: Path, with_tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
             header = json.loads((file.metadata() or {}).get(_HEADER_KEY, "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}  # noqa: SIM118
     except (safetensors.SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(
             f"The checkpoint {path} is damaged or truncated ({error}); remove it to go on from the one before."
         ) from error
     if header.get("format") != FORMAT_NAME or header.get("version") != FORMAT_VERSION:
         raise ValueError(f"{path} is no {FORMAT_NAME} of version {FORMAT_VERSION}; choose another output folder.")
-    saved, given = ({k: v for k, v in values.items() if k not in free} for values in (header["settings"], settings))
-    _check_settings(path, saved, given)
-    state.model.load_state_dict(_section(tensors, "model."))
-    with torch.no_grad():
-        for name, tensor in _section(tensors, "ema.").items():
-            state.ema.tensors[name].copy_(tensor)
-    _load_optimizer(state, _section(tensors, "optimizer."))
-    state.data_generator.set_state(tensors[f"random.data.{processes.rank}"])
-    state.noise_generator.set_state(tensors[f"random.noise.{processes.rank}"])
-    state.step, state.frames_seen = header["step"], header["frames_seen"]
-    state.elapsed_minutes = header["elapsed_minutes"]
+    return header, tensors
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints in `folder`, oldest first."""
-    return sorted(folder.glob("step_*.safetensors"))
+def _seeds(header: Mapping[str, Any]) -> list[int]:
+    return [seed for first, last in header["data_seeds"] for seed in range(first, last + 1)]
 
 
 def _check_settings(path: Path, saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import zarr
 
 from training.episode import SPLITS, Episode, StoreHeader, check_seed
-from training.episode_files import ARRAYS, EPISODE_NAME, is_abandoned, rename_if_new
+from training.episode_files import ARRAYS, CLAIMS_NAME, EPISODE_NAME, is_abandoned, rename_if_new
 from training.store import EpisodeStore, EpisodeWriter, create_store, open_store
 
 _ROOT_FILES = ("zarr.json", *SPLITS)
@@ -72,7 +72,7 @@ def problems(store: EpisodeStore) -> Iterator[str]:
             elif path.name.startswith(".writing-"):
                 if is_abandoned(path):
                     yield f"{path} is half-written, and its writer is dead; training.collect removes it, or you can."
-            else:
+            elif path.name != CLAIMS_NAME:
                 yield f"{path} does not belong to an episode store."
 
 

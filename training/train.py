@@ -12,10 +12,10 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -23,13 +23,14 @@ import tyro
 from training.dataset import EpisodeDataset
 from training.distributed import Processes, start_processes
 from training.ema import ExponentialMovingAverage
-from training.losses import class_weights
+from training.loader import BatchLoader, open_dataset
+from training.losses import ClassWeights, class_weights
 from training.recipes import RECIPES, Recipe
 from training.run_log import RunLog
-from training.run_state import RunState, checkpoints, load_run_state, save_run_state
+from training.run_state import RunState, checkpoints, load_data_seeds, load_run_state, save_run_state
+from training.store import open_store
 from training.trainer import (
     MetricSums,
-    batch_to,
     export_model,
     load_initial_weights,
     make_optimizer,
@@ -61,7 +62,10 @@ class Arguments:
     recipe: Recipe
     init: str | None = None  # start a new run from the weights of this wm_gym checkpoint
     device: str = "auto"  # "auto" takes the GPU if there is one
-    data_device: str = "cpu"  # "cuda" keeps all frames on each GPU
+    data_device: Literal["auto", "cuda", "cpu", "stream"] = "auto"
+    """Memory that keeps all frames: each GPU's, or the host's; "stream" reads them from the store as they are needed;
+    "auto" takes the memory of --device if they fit, else streams. The batches are the same."""
+    data_threads: int = 8  # that read frames
     compile: bool = True  # compile layers; GPU only
     stop_after_minutes: float = 0.0  # end this session with a checkpoint, schedules unchanged; 0: no limit
     stop_after_steps: int = 0  # likewise, after so many steps of this session
@@ -85,19 +89,18 @@ def train(arguments: Arguments) -> Path:
         MemoryError: if the GPU has not enough memory.
     """
     started, recipe, folder = time.monotonic(), arguments.recipe, arguments.out / "checkpoints"
-    with start_processes(arguments.device) as processes, stop_requests() as requests:
-        dataset = open_dataset(arguments, processes)
+    with start_processes(arguments.device) as processes, stop_requests() as requests, ExitStack() as stack:
+        existing = checkpoints(folder)
+        loader = stack.enter_context(closing(open_loader(arguments, processes, existing[-1] if existing else None)))
+        dataset = loader.dataset
         state = new_state(arguments, dataset, processes)
         settings = run_settings(arguments, dataset, processes)
-        existing = checkpoints(folder)
         if existing:
-            free = ("num_frames",) if recipe.refresh_minutes > 0 else ()
-            load_run_state(existing[-1], state, settings, processes, free)
+            load_run_state(existing[-1], state, settings, processes)
         last_good = existing[-1] if existing else None
         first_step, minutes_before = state.step, state.elapsed_minutes
         saved_minutes = refreshed_minutes = minutes_before
-        weights = class_weights(dataset.rewards, dataset.terminations, recipe.model.reward_values, recipe.loss)
-        weights = dataclasses.replace(weights, **{k: v.to(processes.device) for k, v in vars(weights).items()})
+        weights = loss_weights(dataset, recipe, processes.device)
         sums, stopping, last_stage = MetricSums(processes.device), False, None
         exported = arguments.out / "model.safetensors"
 
@@ -124,7 +127,9 @@ def train(arguments: Arguments) -> Path:
                     log.say(f"{'Finished' if progress >= 1 else 'Stopped'} at step {state.step}: {exported}")
                     return exported
                 if 0 < recipe.refresh_minutes <= state.elapsed_minutes - refreshed_minutes:
-                    dataset.refresh()
+                    loader.refresh(processes.agree(dataset.recorded_seeds))
+                    state.data_seeds = dataset.seeds
+                    weights = loss_weights(dataset, recipe, processes.device)
                     refreshed_minutes = state.elapsed_minutes
 
                 stage = recipe.stage_at(progress)
@@ -133,10 +138,7 @@ def train(arguments: Arguments) -> Path:
                 last_stage = stage
                 learning_rate = recipe.learning_rate_at(state.step, progress)
                 try:
-                    batch = dataset.sample(
-                        stage.batch_size, stage.length, state.data_generator, recipe.reward_window_fraction
-                    )
-                    batch = batch_to(batch, processes.device)
+                    batch = loader.batch(state.step, stage.batch_size, stage.length)
                     metrics = train_step(state, batch, recipe, stage, weights, learning_rate, processes)
                 except torch.OutOfMemoryError as error:
                     raise MemoryError(
@@ -150,16 +152,29 @@ def train(arguments: Arguments) -> Path:
                     log.write(state.step, sums.read(processes) | {"learning_rate": learning_rate, "progress": progress})
 
 
-def open_dataset(arguments: Arguments, processes: Processes) -> EpisodeDataset:
-    """The store in memory, checked against all stages of the curriculum."""
-    if arguments.data_device != "cpu" and processes.device.type == "cpu":
-        raise ValueError(f"--data-device {arguments.data_device} needs the model on the GPU too, see --device.")
-    device = "cpu" if arguments.data_device == "cpu" else processes.device
-    dataset = EpisodeDataset(arguments.data, device=device)
-    for stage in arguments.recipe.stages:
+def open_loader(arguments: Arguments, processes: Processes, latest: Path | None) -> BatchLoader:
+    """Batches of the store, which is checked against all stages. A run goes on with the episodes that it had."""
+    recipe, where = arguments.recipe, arguments.data_device
+    if where == "cuda" and processes.device.type != "cuda":
+        raise ValueError("--data-device cuda needs the model on the GPU too, see --device.")
+    seeds = open_store(arguments.data).seeds("train") if latest is None else load_data_seeds(latest)
+    options = {"seeds": processes.agree(seeds), "num_threads": arguments.data_threads}
+    if where == "auto":
+        room_to_grow = 2.0 if recipe.refresh_minutes > 0 else 1.0
+        dataset = open_dataset(arguments.data, processes.device, room_to_grow=room_to_grow, **options)
+    else:
+        device = processes.device if where == "cuda" else "cpu"
+        dataset = EpisodeDataset(arguments.data, device=device, streamed=where == "stream", **options)
+    for stage in recipe.stages:
         # Raises ValueError now, and not hours later, if no episode is long enough.
-        dataset.sample(1, stage.length, torch.Generator(), arguments.recipe.reward_window_fraction)
-    return dataset
+        dataset.sample(1, stage.length, torch.Generator(), recipe.reward_window_fraction)
+    return BatchLoader(dataset, processes.device, recipe.seed, processes.rank, recipe.reward_window_fraction)
+
+
+def loss_weights(dataset: EpisodeDataset, recipe: Recipe, device: torch.device) -> ClassWeights:
+    """Of the episodes that are loaded, so that a run that goes on has the same."""
+    weights = class_weights(dataset.rewards, dataset.terminations, recipe.model.reward_values, recipe.loss)
+    return dataclasses.replace(weights, **{name: tensor.to(device) for name, tensor in vars(weights).items()})
 
 
 def new_state(arguments: Arguments, dataset: EpisodeDataset, processes: Processes) -> RunState:
@@ -173,13 +188,13 @@ def new_state(arguments: Arguments, dataset: EpisodeDataset, processes: Processe
     processes.broadcast_parameters(model.parameters())
     if processes.device.type == "cuda":
         prepare_gpu(model, arguments.compile)
-    stream = 2 * (recipe.seed * 1_000_003 + processes.rank)
+    stream = recipe.seed * 1_000_003 + processes.rank
     return RunState(
         model=model,
         ema=ExponentialMovingAverage(dict(model.named_parameters()), recipe.ema_decay),
         optimizer=make_optimizer(model, recipe, processes.device),
-        data_generator=torch.Generator().manual_seed(stream),
-        noise_generator=torch.Generator(processes.device).manual_seed(stream + 1),
+        noise_generator=torch.Generator(processes.device).manual_seed(2 * stream + 1),
+        data_seeds=dataset.seeds,
     )
 
 
@@ -192,7 +207,6 @@ def run_settings(arguments: Arguments, dataset: EpisodeDataset, processes: Proce
         "num_processes": processes.num_processes,
         "device": processes.device.type,
         "env_id": dataset.env_id,
-        "num_frames": dataset.num_frames,
     }
 
 

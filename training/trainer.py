@@ -149,11 +149,6 @@ class MetricSums:
         }
 
 
-def batch_to(batch: Batch, device: torch.device) -> Batch:
-    """The batch on another device, without waiting for the copy."""
-    return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(batch).items()})
-
-
 def export_model(
     path: Path, state: RunState, recipe: Recipe, recipe_name: str, dataset: EpisodeDataset, init: str | None = None
 ) -> None:

@@ -3,7 +3,7 @@
 Importing the package registers the environments; their modules, and MuJoCo with them, are loaded by `gym.make`:
 
 - "LSSVWM-MemoryMaze-v0", the dream (`wm_gym.envs.world_model`); also with `gym.make_vec`.
-- "wm_gym/MemoryMaze-{9x9,11x11,13x13,15x15}-v0", the real Memory Maze (`wm_gym.envs.memory_maze`).
+- "wm_gym/MemoryMaze-{9x9,11x11,13x13,15x15}-v0", the real Memory Maze (`wm_gym.envs.memory_maze`); likewise.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ for _size, _steps in {"9x9": 1000, "11x11": 2000, "13x13": 3000, "15x15": 4000}.
     gym.register(
         f"wm_gym/MemoryMaze-{_size}-v0",
         entry_point="wm_gym.envs.memory_maze:MemoryMazeEnv",
+        vector_entry_point="wm_gym.envs.memory_maze_vector:MemoryMazeVectorEnv",
         max_episode_steps=_steps,
         kwargs={"size": _size},
     )

@@ -25,6 +25,8 @@ def test_it_counts_whole_episodes_of_all_workers_and_says_where_the_time_went() 
 
 
 def test_a_number_below_1_is_a_value_error() -> None:
+    with pytest.raises(ValueError, match="Only the direct implementation"):
+        run(BenchConfig(envs_per_worker=2))
     for config, name in ((BenchConfig(episodes=0), "episodes"), (BenchConfig(workers=0), "workers")):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             run(config)

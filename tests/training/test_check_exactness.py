@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from training import check_exactness
-from training.check_exactness import POLICIES, ExactnessConfig, compare, run
+from training.check_exactness import POLICIES, Comparison, ExactnessConfig, Job, compare, planned, run
 from wm_gym.envs.memory_maze import MemoryMazeEnv
 from wm_gym.envs.memory_maze_direct import DirectMaze
 from wm_gym.envs.memory_maze_published import EPISODE_LENGTHS, MazeStep
+from wm_gym.files import write_json
 
 needs_memory_maze = pytest.mark.skipif(
     importlib.util.find_spec("memory_maze") is None, reason="the memory-maze extra is not installed"
@@ -71,7 +75,46 @@ def test_values_types_and_names_count(theirs: dict[str, Any], name: str | None) 
 
 def test_a_number_of_steps_is_needed_for_each_size() -> None:
     with pytest.raises(ValueError, match="each of 2 sizes, got 1"):
-        run(ExactnessConfig(sizes=("9x9", "11x11"), steps=(5,)))
+        planned(ExactnessConfig(sizes=("9x9", "11x11"), steps=(5,)))
+
+
+@needs_memory_maze
+@pytest.mark.real_env
+def test_an_interrupted_run_goes_on_and_code_that_changed_is_played_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "exactness.json"
+    played: list[Job] = []
+
+    class InThisProcess:
+        """Stands in for the pool of processes and remembers what was played."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+        def __enter__(self) -> InThisProcess:
+            return self
+
+        def __exit__(self, *args: object) -> None: ...
+
+        def submit(self, function: Any, *job: Any) -> Future[Comparison]:
+            played.append(job)
+            future: Future[Comparison] = Future()
+            future.set_result(Comparison(*job, steps=3, rewards=0.0, ended=False, seconds=1.0, difference=None))
+            return future
+
+    monkeypatch.setattr(check_exactness, "ProcessPoolExecutor", InThisProcess)
+    config = ExactnessConfig(out=out, sizes=("9x9",), steps=(3,), seeds=2, whole=0)
+    record = run(config)
+    assert (len(played), record["episodes"], record["not_run"]) == (4, 4, [])
+    record["comparisons"].pop(1)
+    write_json(out, record)
+    played.clear()
+    assert run(config)["comparisons"] == json.loads(out.read_text())["comparisons"]
+    assert played == [("9x9", 100, "random", 3)]
+    write_json(out, record | {"conditions": record["conditions"] | {"code": "other"}})
+    played.clear()
+    run(config)
+    assert len(played) == 4
 
 
 @needs_memory_maze
@@ -81,10 +124,10 @@ def test_a_maze_keeps_its_renderer_from_reset_to_reset() -> None:
     first, _ = env.reset(seed=1)
     backend = env._backend
     assert isinstance(backend, DirectMaze)
-    renderer = backend._gl
+    renderer = backend._renderer.gl
     env.reset(seed=2)
-    assert backend._gl is renderer
+    assert backend._renderer.gl is renderer
     again, _ = env.reset(seed=1)
     np.testing.assert_array_equal(first, again)
     env.close()
-    assert backend._gl is None
+    assert backend._renderer.gl is None

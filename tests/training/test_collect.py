@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import random
 import signal
@@ -14,9 +15,11 @@ import pytest
 from tests.toy_env import ToyMazeEnv
 from tests.toy_store import TOY_ENV, make_toy_store, toy_episode
 from training import collect as collect_module
-from training.collect import CollectConfig, Schedule, collect
-from training.recording import record_seeds
+from training.collect import CollectConfig, collect
+from training.recorder import record_seeds
+from training.schedule import Schedule
 from training.store import EpisodeStore, open_store
+from training.store_tools import differing_part
 
 ROOT = Path(__file__).parents[2]
 DYING_ENV = "tests.training.test_collect:tests/Dying-v0"
@@ -137,6 +140,23 @@ def test_a_worker_whose_collector_is_gone_ends_without_an_episode(tmp_path: Path
     ours.close()
     record_seeds(theirs, tmp_path / "store", "train", TOY_ENV, "random", 200)
     assert open_store(tmp_path / "store").seeds() == []
+
+
+def test_episodes_recorded_several_at_a_time_are_those_recorded_one_by_one(tmp_path: Path) -> None:
+    config = CollectConfig(env=TOY_ENV, out=tmp_path / "store", frames=8 * 41, policy="random", envs_per_worker=3)
+    collect(config)
+    assert_holds(open_store(tmp_path / "store"), list(range(8)))
+
+
+@pytest.mark.real_env
+@pytest.mark.skipif(importlib.util.find_spec("memory_maze") is None, reason="the memory-maze extra is not installed")
+def test_mazes_that_share_a_renderer_give_the_same_store(tmp_path: Path) -> None:
+    maze = {"env": "wm_gym/MemoryMaze-9x9-v0", "frames": 3 * 13, "max_episode_steps": 12, "seed": 20}
+    one = collect(CollectConfig(out=tmp_path / "one", **maze))
+    together = collect(CollectConfig(out=tmp_path / "together", envs_per_worker=2, **maze))
+    assert one.seeds() == together.seeds() == [20, 21, 22]
+    for seed in one.seeds():
+        assert differing_part(one.read(seed), together.read(seed)) is None
 
 
 @pytest.mark.parametrize("num_workers", [1, 3, 16])

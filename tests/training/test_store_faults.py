@@ -121,20 +121,42 @@ def test_a_full_disk_costs_the_episode_and_nothing_else(tmp_path: Path) -> None:
     assert int(result.stdout.split()[-1]) > 5
 
 
-def test_two_collectors_on_one_store_write_every_episode_once(tmp_path: Path) -> None:
-    path = tmp_path / "store"
-    options = {"env": TOY_ENV, "policy": "random", "frames": 20 * 41, "workers": 1, "out": path}
+def collectors(path: Path, num_episodes: int, count: int) -> list[subprocess.Popen[str]]:
+    options = {"env": TOY_ENV, "policy": "random", "frames": num_episodes * 41, "workers": 1, "out": path}
     command = [sys.executable, "-m", "training.collect", *(f"--{name}={value}" for name, value in options.items())]
-    collectors = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    for collector in collectors:
-        _, errors = collector.communicate(timeout=120)
+    pipe = subprocess.PIPE
+    return [subprocess.Popen(command, cwd=ROOT, text=True, stdout=pipe, stderr=pipe) for _ in range(count)]
+
+
+def test_two_collectors_on_one_store_share_the_work(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    recorded = []
+    for collector in collectors(path, 80, count=2):
+        output, errors = collector.communicate(timeout=120)
         assert collector.returncode == 0, errors
+        assert "in 80 episodes of split 'train'" in output
+        recorded.append(int(output.split(", ")[-1].split()[0]))
+    assert sum(recorded) == 80
     store = open_store(path)
-    assert store.seeds() == list(range(20))
-    for seed in store.seeds():
+    assert store.seeds() == list(range(80))
+    for seed in (0, 7, 79):
         np.testing.assert_array_equal(store.read(seed).frames, toy_episode(seed).frames)
     assert list(problems(store)) == []
-    assert not list(path.rglob(".writing-*"))
+    assert sorted(file.name for file in path.glob("train/.*")) == []
+
+
+def test_what_a_killed_collector_had_claimed_is_recorded_by_the_other(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    first, second = collectors(path, 120, count=2)
+    while len(list((path / "train").glob("episode_*"))) < 10:
+        assert (first.poll(), second.poll()) == (None, None)
+    first.kill()
+    first.communicate()
+    _, errors = second.communicate(timeout=120)
+    assert second.returncode == 0, errors
+    store = open_store(path)
+    assert store.seeds() == list(range(120))
+    assert list(problems(store)) == []
 
 
 def test_two_writers_of_one_process_never_share_a_folder(tmp_path: Path) -> None:

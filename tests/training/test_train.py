@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from tests.toy_store import make_toy_store
 from training import trainer
 from training.dataset import EpisodeDataset
 from training.recipes import Recipe, Stage, memory_maze_9x9, tiny
-from training.run_state import checkpoints
+from training.run_state import checkpoints, load_data_seeds
 from training.train import main, parse_arguments, train
 from wm_gym.checkpoint import load_checkpoint, save_checkpoint
 from wm_gym.codec import frames_to_model
@@ -168,14 +169,33 @@ def test_other_settings_cannot_go_on_with_a_run(store: Path, tmp_path: Path) -> 
     run(store, tmp_path, "--recipe.log-steps", "3", "--stop-after-steps", "1")  # decides nothing about the weights
 
 
-def test_a_store_that_has_grown_cannot_go_on_silently(tmp_path: Path) -> None:
-    make_toy_store(tmp_path / "store", range(2))
+def test_a_run_goes_on_with_the_episodes_that_it_had_although_the_store_has_grown(tmp_path: Path) -> None:
+    make_toy_store(tmp_path / "store", [0, 1, 3])
+    whole = run(tmp_path / "store", tmp_path / "whole")
+    run(tmp_path / "store", tmp_path / "parts", "--stop-after-steps", "7")
+    make_toy_store(tmp_path / "store", [2, 4])
+    later = run(tmp_path / "store", tmp_path / "parts", "--recipe.refresh-minutes", "1000")
+    assert_equal_files(whole, later)
+    metadata = load_checkpoint(tmp_path / "parts" / "model.safetensors").metadata
+    assert metadata["training_seeds"] == [[0, 1], [3, 3]]
+
+
+def test_episodes_that_are_gone_when_a_run_goes_on_are_named(tmp_path: Path) -> None:
+    make_toy_store(tmp_path / "store", range(3))
     run(tmp_path / "store", tmp_path / "run", "--stop-after-steps", "1")
-    make_toy_store(tmp_path / "store", range(2, 3))
-    with pytest.raises(ValueError, match="num_frames was 82 and is 123"):
-        run(tmp_path / "store", tmp_path / "run", "--stop-after-steps", "1")
-    options = ("--stop-after-steps", "1", "--recipe.refresh-minutes", "1")
-    assert run(tmp_path / "store", tmp_path / "run", *options).name == "step_000000002.safetensors"
+    shutil.rmtree(tmp_path / "store" / "train" / "episode_0000000001")
+    with pytest.raises(ValueError, match="no episode of seed 1"):
+        run(tmp_path / "store", tmp_path / "run")
+
+
+@pytest.mark.parametrize("options", [("cpu", "1"), ("stream", "1"), ("stream", "5"), ("auto", "3")])
+def test_results_depend_neither_on_where_frames_are_nor_on_the_number_of_threads(
+    store: Path, tmp_path: Path, options: tuple[str, str]
+) -> None:
+    expected = run(store, tmp_path / "expected", "--stop-after-steps", "12")
+    where, threads = options
+    path = run(store, tmp_path / "run", "--data-device", where, "--data-threads", threads, "--stop-after-steps", "12")
+    assert_equal_files(expected, path)
 
 
 def test_a_growing_store_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +207,8 @@ def test_a_growing_store_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.
         return original(*arguments, **keywords)
 
     monkeypatch.setattr(trainer, "world_model_loss", records_meanwhile)
-    run(tmp_path / "store", tmp_path / "run", "--recipe.refresh-minutes", "1e-9", "--stop-after-steps", "3")
+    path = run(tmp_path / "store", tmp_path / "run", "--recipe.refresh-minutes", "1e-9", "--stop-after-steps", "3")
+    assert load_data_seeds(path) == [0, 1, 2]
     metadata = load_checkpoint(tmp_path / "run" / "model.safetensors").metadata
     assert metadata["training_seeds"] == [[0, 2]]
 

@@ -116,6 +116,11 @@ def _plan(config: CompareConfig, policy: Any, episodes: Episodes | None) -> _Pla
         reference = config.against, parse_kwargs("against_kwargs", config.against_kwargs)
     else:
         reference = config.real, parse_kwargs("real_kwargs", config.real_kwargs)
+        if Path(config.real).is_dir():
+            raise ValueError(
+                f"{config.real} is a folder, not an environment's id; recorded episodes are compared by "
+                f"`python -m training.compare --data {config.real}`."
+            )
     if config.seeds is None:
         seeds = parse_seeds(DEFAULT_SEEDS) if episodes is None else list(episodes.seeds)
     else:

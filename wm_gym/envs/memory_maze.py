@@ -10,7 +10,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 
-from wm_gym.envs.memory_maze_direct import DirectMaze
+from wm_gym.envs.memory_maze_direct import DirectMaze, Renderer
 from wm_gym.envs.memory_maze_published import (
     ACTION_NAMES,
     BODY,
@@ -18,12 +18,13 @@ from wm_gym.envs.memory_maze_published import (
     EPISODE_LENGTHS,
     FRAME_SIZE,
     MazeBackend,
+    MazeStep,
     UpstreamMaze,
     draw_border,
     load_libraries,
 )
 
-BACKENDS = {"direct": DirectMaze, "upstream": UpstreamMaze}
+IMPLEMENTATIONS = ("direct", "upstream")
 
 # Mazes from this seed on are kept for evaluation, so a reset without a seed draws below it.
 FIRST_EVALUATION_SEED = 7_000_000
@@ -52,6 +53,7 @@ class MemoryMazeEnv(gym.Env[npt.NDArray[np.uint8], np.int64]):
         size: "9x9", "11x11", "13x13" or "15x15".
         implementation: "direct" steps MuJoCo itself; "upstream" runs the published loop. Both give the same bits.
         render_mode: None or "rgb_array" (`render()` gives a uint8 [256, 256, 3] view).
+        renderer: of several mazes in one thread, see `MemoryMazeVectorEnv`; needs the direct implementation.
 
     Raises:
         ImportError: the memory-maze extra or a library for software rendering is missing.
@@ -67,16 +69,19 @@ class MemoryMazeEnv(gym.Env[npt.NDArray[np.uint8], np.int64]):
         size: str = "9x9",
         implementation: Literal["direct", "upstream"] = "direct",
         render_mode: str | None = None,
+        renderer: Renderer | None = None,
     ) -> None:
         _check_choice("size", size, EPISODE_LENGTHS)
-        _check_choice("implementation", implementation, BACKENDS)
+        _check_choice("implementation", implementation, IMPLEMENTATIONS)
+        if renderer is not None and implementation != "direct":
+            raise ValueError(f"Only the direct implementation can share a renderer, not {implementation!r}.")
         if render_mode is not None:
             _check_choice("render_mode", render_mode, self.metadata["render_modes"])
         load_libraries()
         self.render_mode = render_mode
         self.observation_space = spaces.Box(0, 255, (FRAME_SIZE, FRAME_SIZE, 3), np.uint8)
         self.action_space = spaces.Discrete(len(ACTION_NAMES))
-        self._backend: MazeBackend = BACKENDS[implementation](size)
+        self._backend: MazeBackend = DirectMaze(size, renderer) if implementation == "direct" else UpstreamMaze(size)
         self._state: Literal["new", "running", "ended", "closed"] = "new"
         self._layout = np.zeros((0, 0), np.uint8)
         self._targets = np.zeros((0, 2), np.float32)
@@ -116,12 +121,17 @@ class MemoryMazeEnv(gym.Env[npt.NDArray[np.uint8], np.int64]):
             ResetNeeded: before the first reset, or after the episode's end.
             ValueError: an action outside the action space.
         """
+        self._check_step(action)
+        return self._after(self._backend.step(int(action)))
+
+    def _check_step(self, action: Any) -> None:
         if self._state != "running":
             reason = {"new": "before the first reset", "ended": "after the end of the episode", "closed": "after close"}
             raise ResetNeeded(f"step was called {reason[self._state]}: call reset first.")
         if not self.action_space.contains(action):
             raise ValueError(f"An action is an integer from 0 to {len(ACTION_NAMES) - 1}, got {action!r}.")
-        step = self._backend.step(int(action))
+
+    def _after(self, step: MazeStep) -> tuple[npt.NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
         if step.last:
             self._state = "ended"
         return step.frame, step.reward, False, step.last, self._info()

@@ -32,16 +32,44 @@ SAFE_DISTANCE = 2.0
 HIDDEN_GROUP = 5
 
 
-class DirectMaze:
-    """Backend that owns task and physics and does by itself what `composer.Environment` does, in the same order."""
+class Renderer:
+    """The OpenGL context of one maze, or of several that are drawn in one thread.
 
-    def __init__(self, size: str) -> None:
+    It is that of the first maze: a new one would compile all shaders again, which takes as long as the upload.
+    """
+
+    def __init__(self) -> None:
+        self.gl: Any = None
+
+    def keep(self, gl: Any) -> None:
+        """Takes a context over, so that it outlives the physics for which it was made."""
+        self.gl = gl
+        gl.increment_refcount()
+
+    def close(self) -> None:
+        """Frees the context once the physics of all its mazes are freed. May be called twice."""
+        if self.gl is not None:
+            self.gl.decrement_refcount()
+            self.gl.free()
+            self.gl = None
+
+
+class DirectMaze:
+    """Backend that owns task and physics and does by itself what `composer.Environment` does, in the same order.
+
+    Args:
+        size: "9x9", ...
+        renderer: that of several mazes, which then has to be closed after them; None for one of its own.
+    """
+
+    def __init__(self, size: str, renderer: Renderer | None = None) -> None:
         self._size = size
         self._libraries = load_libraries()
         self._task: Any = None
         self._physics: Any = None
         self._camera: Any = None
-        self._gl: Any = None
+        self._owns_renderer = renderer is None
+        self._renderer = renderer or Renderer()
 
     @property
     def task(self) -> Any:
@@ -66,7 +94,12 @@ class DirectMaze:
         return self._render()
 
     def step(self, action: int) -> MazeStep:
-        """Applies one action for one control step."""
+        """Applies one action for one control step, and draws what is then seen."""
+        reward, last = self.advance(action)
+        return MazeStep(self._render(), reward, last)
+
+    def advance(self, action: int) -> tuple[float, bool]:
+        """`step` without the frame: reward, and whether the episode has ended. To be followed by `draw`."""
         self._data.ctrl[:] = ACTION_CONTROLS[action]
         with self._physics.check_invalid_state():
             if self._may_touch_target():
@@ -79,16 +112,29 @@ class DirectMaze:
             # start, so leaving it out would change the next step's last bits.
             self._physics.forward()
         self._num_steps += 1
-        reward = float(self._task.get_reward(self._physics))
-        return MazeStep(self._render(), reward, self._num_steps == EPISODE_LENGTHS[self._size])
+        return float(self._task.get_reward(self._physics)), self._num_steps == EPISODE_LENGTHS[self._size]
+
+    def draw(self) -> Any:
+        """Tells the GPU to draw the frame, and waits for nothing. Returns the `mujoco.MjrContext` that will have it."""
+        mujoco, context = self._libraries.mujoco, self._physics.contexts.mujoco.ptr
+        self._planes.hide_those_out_of_view()
+        self._camera.update()
+        with self._renderer.gl.make_current() as gl:
+            gl.call(mujoco.mjr_setBuffer, mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)
+            gl.call(mujoco.mjr_render, self._rectangle, self._camera.scene.ptr, context)
+        return context
+
+    def finish(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """The frame, uint8 [64, 64, 3], made of what `draw` left: the same shape, the lowest row first."""
+        frame = pixels[::-1].copy()
+        draw_border(frame, self._task._target_colors[self._task._current_target_ix])
+        return frame
 
     def close(self) -> None:
-        """Frees physics and renderer; `reset` makes new ones."""
+        """Frees the physics, and the renderer if it is its own; `reset` makes new ones."""
         self._free_physics()
-        if self._gl is not None:
-            self._gl.decrement_refcount()
-            self._gl.free()
-            self._gl = None
+        if self._owns_renderer:
+            self._renderer.close()
 
     def _free_physics(self) -> None:
         if self._physics is not None:
@@ -148,17 +194,16 @@ class DirectMaze:
         self._body = physics.model.name2id(BODY, "body")
         self._make_renderer()
         self._camera = self._libraries.engine.Camera(physics, FRAME_SIZE, FRAME_SIZE, CAMERA)
+        self._rectangle = self._libraries.mujoco.MjrRect(0, 0, FRAME_SIZE, FRAME_SIZE)
         self._planes = ViewedPlanes(self._model, self._data, physics.model.name2id(CAMERA, "camera"))
 
     def _make_renderer(self) -> None:
-        """Gives the maze's textures and shapes to the OpenGL context of the mazes before, if there is one: a new one
-        would compile all shaders again, which takes as long as the upload."""
-        if self._gl is None:
-            self._gl = self._physics.contexts.gl
-            self._gl.increment_refcount()  # so that freeing the physics leaves it
+        """Gives the maze's textures and shapes to the OpenGL context of the mazes before, if there is one."""
+        if self._renderer.gl is None:
+            self._renderer.keep(self._physics.contexts.gl)
         else:
-            uploaded = self._libraries.wrapper.MjrContext(self._physics.model, self._gl)
-            self._physics._contexts = self._libraries.engine.Contexts(gl=self._gl, mujoco=uploaded)
+            uploaded = self._libraries.wrapper.MjrContext(self._physics.model, self._renderer.gl)
+            self._physics._contexts = self._libraries.engine.Contexts(gl=self._renderer.gl, mujoco=uploaded)
 
     def _may_touch_target(self) -> bool:
         offsets = self._target_positions - self._data.xpos[self._body, :2]
