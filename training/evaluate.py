@@ -2,6 +2,8 @@
 
 Frames: after real context frames the model dreams on under the recorded actions; PSNR against the real frames, beside
 that of repeating the last context frame. Reward head: precision and recall on real rollouts, read frame by frame.
+
+With --protocol retrieval or reasoning: how much of the context is recalled, out to long dreams (`training.recall`).
 """
 
 from __future__ import annotations
@@ -11,9 +13,9 @@ import dataclasses
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -22,6 +24,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.provenance import provenance
+from training.recall.measure import Recall, measure_recall, print_recall
+from training.recall.options import RecallOptions
+from training.recall.pictures import write_plots, write_strips
+from training.recall.walks import recorded_walks, reversed_walks
 from training.rollouts import Rollouts, check_held_out, read_rollouts, record_rollouts
 from wm_gym.checkpoint import Checkpoint, load_checkpoint, resolve_device
 from wm_gym.codec import frames_to_model, model_to_frames
@@ -50,6 +56,7 @@ class Arguments:
     device: str = "auto"  # "auto" takes the GPU if there is one
     batch_size: int = 0  # mazes at a time; 0: 8 on a CPU, 64 on a GPU
     strips: Path | None = None  # folder for film strips (PNG), real above dream, of the worst, median and best maze
+    recall: Annotated[RecallOptions, tyro.conf.arg(name="")] = field(default_factory=RecallOptions)
 
 
 def evaluate(arguments: Arguments, argv: Sequence[str]) -> dict[str, Any]:
@@ -59,13 +66,8 @@ def evaluate(arguments: Arguments, argv: Sequence[str]) -> dict[str, Any]:
         FileNotFoundError: no such checkpoint or store.
         ValueError: seeds that were trained on, rollouts that are too short, or data that does not fit the model.
     """
-    if arguments.context < 1 or arguments.frames < 1:
-        raise ValueError(f"context and frames must be at least 1, got {arguments.context} and {arguments.frames}.")
-    device = arguments.device if arguments.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    checkpoint = load_checkpoint(arguments.checkpoint)
-    model = WorldModel.from_weights(checkpoint.config, checkpoint.tensors, resolve_device(device), arguments.checkpoint)
+    checkpoint, model, batch_size = _load(arguments)
     rollouts = load_rollouts(arguments, checkpoint)
-    batch_size = arguments.batch_size or (64 if model.device.type == "cuda" else 8)
 
     dreamed = dream(model, rollouts, arguments, batch_size)
     window = slice(arguments.context, arguments.context + arguments.frames)
@@ -73,6 +75,72 @@ def evaluate(arguments: Arguments, argv: Sequence[str]) -> dict[str, Any]:
     if arguments.strips is not None:
         save_strips(arguments.strips, rollouts, dreamed, arguments.context)
     head_frames = arguments.head_frames or arguments.context + arguments.frames
+    return {
+        **_subject(arguments, checkpoint, rollouts),
+        "frame": frame_figures(dreamed, real, last),
+        "reward": head_figures(model, rollouts, head_frames, arguments.noise_seed, batch_size),
+        **provenance("training.evaluate", argv),
+    }
+
+
+def evaluate_recall(arguments: Arguments, argv: Sequence[str]) -> Recall:
+    """What `evaluate` is to a short look, for a protocol: walks are recorded where they are missing.
+
+    Raises:
+        FileNotFoundError: no such checkpoint.
+        ValueError: seeds that were trained on, or options that do not fit the checkpoint or the environment.
+        RuntimeError: a process that records died; finished walks are kept.
+    """
+    options = arguments.recall
+    options.check()
+    checkpoint, model, batch_size = _load(arguments)
+    walks = load_walks(arguments, checkpoint)
+    recall = measure_recall(
+        model, walks, arguments.context, options, arguments.num_denoising_steps, arguments.noise_seed, batch_size
+    )
+    record = {
+        "protocol": options.protocol,
+        "conditioning": options.conditioning,
+        **_subject(arguments, checkpoint, walks),
+        **recall.record,
+        **provenance("training.evaluate", argv),
+    }
+    return dataclasses.replace(recall, record=record)
+
+
+def load_walks(arguments: Arguments, checkpoint: Checkpoint) -> Rollouts:
+    """The held-out walks of a protocol, context and what follows it."""
+    options = arguments.recall
+    env_id = arguments.env or checkpoint.metadata.get("env_id")
+    if arguments.data is not None or arguments.head_frames:
+        raise ValueError("A protocol records its own walks, into --rollouts; leave out --data and --head-frames.")
+    if arguments.seeds is None or env_id is None:
+        missing = (
+            "--seeds A-B, such as --seeds 7000000-7000063" if env_id else "--env, which the checkpoint does not name"
+        )
+        raise ValueError(f"A protocol needs {missing}.")
+    seeds = parse_seeds(arguments.seeds)
+    check_held_out(seeds, checkpoint.metadata.get("training_seeds", []))
+    policy = options.walking_policy(arguments.policy, arguments.context)
+    path = options.rollouts or arguments.out.with_name(f"{arguments.out.stem}_rollouts")
+    num_recorded = options.num_recorded(arguments.context, arguments.frames)
+    walks = recorded_walks(path, env_id, policy, seeds, num_recorded, options.workers)
+    _check_spaces(walks, checkpoint)
+    return walks if num_recorded > arguments.context else reversed_walks(walks, arguments.frames)
+
+
+def _load(arguments: Arguments) -> tuple[Checkpoint, WorldModel, int]:
+    """Checkpoint, model, and how many mazes it takes at a time."""
+    if arguments.context < 1 or arguments.frames < 1:
+        raise ValueError(f"context and frames must be at least 1, got {arguments.context} and {arguments.frames}.")
+    device = arguments.device if arguments.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    model = WorldModel.from_weights(checkpoint.config, checkpoint.tensors, resolve_device(device), arguments.checkpoint)
+    return checkpoint, model, arguments.batch_size or (64 if model.device.type == "cuda" else 8)
+
+
+def _subject(arguments: Arguments, checkpoint: Checkpoint, rollouts: Rollouts) -> dict[str, Any]:
+    """What was measured on what, as it goes into the JSON file."""
     return {
         "checkpoint": Path(arguments.checkpoint).name,
         "frames_seen": checkpoint.metadata.get("frames_seen"),
@@ -82,9 +150,6 @@ def evaluate(arguments: Arguments, argv: Sequence[str]) -> dict[str, Any]:
         "context": arguments.context,
         "frames": arguments.frames,
         "num_denoising_steps": arguments.num_denoising_steps,
-        "frame": frame_figures(dreamed, real, last),
-        "reward": head_figures(model, rollouts, head_frames, arguments.noise_seed, batch_size),
-        **provenance("training.evaluate", argv),
     }
 
 
@@ -104,6 +169,11 @@ def load_rollouts(arguments: Arguments, checkpoint: Checkpoint) -> Rollouts:
     else:
         raise ValueError("Give --seeds A-B with --env, such as --seeds 7000000-7000031.")
     check_held_out(rollouts.seeds, training_seeds)
+    _check_spaces(rollouts, checkpoint)
+    return rollouts
+
+
+def _check_spaces(rollouts: Rollouts, checkpoint: Checkpoint) -> None:
     given, expected = (
         (rollouts.observation_space, rollouts.action_space),
         (
@@ -113,7 +183,6 @@ def load_rollouts(arguments: Arguments, checkpoint: Checkpoint) -> Rollouts:
     )
     if given != expected:
         raise ValueError(f"The rollouts of {rollouts.env_id} have spaces {given}, the checkpoint {expected}.")
-    return rollouts
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -274,11 +343,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     try:
         arguments = tyro.cli(Arguments, args=argv, prog="python -m training.evaluate", description=__doc__)
+        if arguments.recall.protocol is not None:
+            write_recall(evaluate_recall(arguments, argv), arguments)
+            return
         figures = evaluate(arguments, argv)
         write_json(arguments.out, figures)
-    except (FileNotFoundError, ImportError, ValueError) as error:
+    except (FileNotFoundError, ImportError, RuntimeError, ValueError) as error:
         sys.exit(f"error: {error}")
     print_table(figures)
+
+
+def write_recall(recall: Recall, arguments: Arguments) -> None:
+    """Writes OUT.json and prints it; then draws OUT.png and film strips, or says what is missing to draw them."""
+    write_json(arguments.out, recall.record)
+    print_recall(recall.record)
+    try:
+        write_strips(
+            arguments.strips or arguments.out.with_name(f"{arguments.out.stem}_strips"), recall, arguments.context
+        )
+        write_plots(arguments.out.with_suffix(".png"), recall.record)
+    except ImportError as error:
+        print(f"{error} The figures are in {arguments.out}; `python -m training.recall.pictures` draws them later.")
 
 
 if __name__ == "__main__":

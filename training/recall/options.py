@@ -1,0 +1,64 @@
+"""What is measured: the protocol, what the model is told, and what of its memory it may keep."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Memory = Literal["kept", "cleared"]
+
+
+@dataclass(frozen=True)
+class RecallOptions:
+    """Options of `training.evaluate` with a protocol."""
+
+    protocol: Literal["retrieval", "reasoning"] | None = None
+    """retrieval: after the context the way goes back through it; reasoning: the walk goes on. Without a protocol, a
+    short look: PSNR frame by frame, and the reward head."""
+    conditioning: Literal["action", "pose"] = "action"
+    """action: the agent really turns round (or goes on) in the simulator, and the model is given its actions. pose: the
+    model is given the pose of every frame, and retrieval is the exact reverse of the context."""
+    memory: tuple[Memory, ...] = ("kept", "cleared")
+    """cleared: the model reads only the last window + 1 frames of the context, and starts from nothing there."""
+    rollouts: Path | None = None
+    """Store of the real walks; what it lacks is recorded into it. None: a folder beside the JSON file."""
+    workers: int = 0
+    """Processes that record; 0: one for each core."""
+    seen_distance: float = 0.5
+    """A frame counts as seen if one of the context was taken within so many cells of it ..."""
+    seen_angle: float = 30.0
+    """... and with a heading that differs by at most so many degrees."""
+
+    def check(self) -> None:
+        """Raises ValueError for values that cannot be meant."""
+        if not self.memory or len(set(self.memory)) != len(self.memory):
+            raise ValueError(f"memory is {' '.join(self.memory) or 'empty'}; give kept, cleared or both, each once.")
+        if self.seen_distance <= 0 or self.seen_angle <= 0:
+            raise ValueError(
+                f"seen_distance and seen_angle must be positive, got {self.seen_distance} and {self.seen_angle}."
+            )
+        if self.workers < 0:
+            raise ValueError(f"workers must be at least 0, got {self.workers}.")
+
+    def walking_policy(self, policy: str, num_context: int) -> str:
+        """Name of the policy that walks context and continuation, as `training.policies` takes it.
+
+        Raises ValueError if the protocol wants the agent to turn round and the policy cannot.
+        """
+        if self.protocol != "retrieval" or self.conditioning == "pose" or ":" in policy:
+            return policy
+        if policy == "navigator":
+            return f"backtrack-{max(num_context - 1, 1)}"
+        if re.fullmatch(r"backtrack-\d+", policy):
+            return policy
+        raise ValueError(
+            f"In retrieval with actions the agent turns round, which the policy {policy!r} does not; take navigator, "
+            "or PACKAGE.MODULE:FUNCTION of a policy that walks back by itself."
+        )
+
+    def num_recorded(self, num_context: int, num_frames: int) -> int:
+        """Real frames that a walk needs."""
+        reverses = self.protocol == "retrieval" and self.conditioning == "pose"
+        return num_context if reverses else num_context + num_frames

@@ -1,0 +1,88 @@
+"""The real walks that dreams are measured against: recorded once into a store, which other checkpoints use again."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from training.collect import CollectConfig, collect
+from training.rollouts import Rollouts, read_rollouts
+from training.store import open_store
+
+SPLIT = "test"
+
+
+def recorded_walks(
+    path: Path, env_id: str, policy: str, seeds: Sequence[int], num_frames: int, workers: int = 0
+) -> Rollouts:
+    """The first `num_frames` frames of one walk for each seed, from the store at `path`.
+
+    Walks that it lacks are recorded into it first, so the call may be interrupted and repeated.
+
+    Args:
+        seeds: consecutive.
+        workers: processes; 0: one for each core.
+
+    Raises:
+        ValueError: a store of another environment or policy, or of shorter walks; walks that end too early.
+        RuntimeError: a worker died; finished walks are kept.
+    """
+    max_steps = num_frames - 1
+    present: set[int] = set()
+    if path.exists():
+        store = open_store(path)
+        header = store.header
+        if not header.is_of(env_id) or header.policy != policy:
+            raise ValueError(
+                f"{path} holds walks of {header.policy} in {header.env_id}, not of {policy} in {env_id}; give another "
+                "--rollouts."
+            )
+        if header.max_episode_steps is not None and header.max_episode_steps < max_steps:
+            raise ValueError(
+                f"{path} holds walks of {header.max_episode_steps + 1} frames, and {num_frames} are needed; give "
+                "another --rollouts."
+            )
+        present = set(store.seeds(SPLIT))
+        max_steps = header.max_episode_steps or max_steps
+    if not present.issuperset(seeds):
+        collect(
+            CollectConfig(
+                env=env_id,
+                out=path,
+                frames=len(seeds) * (max_steps + 1),
+                policy=policy,
+                workers=min(workers or os.cpu_count() or 1, len(seeds)),
+                seed=seeds[0],
+                split=SPLIT,
+                max_episode_steps=max_steps,
+            )
+        )
+    return read_rollouts(path, SPLIT, seeds, num_frames)
+
+
+def reversed_walks(walks: Rollouts, num_frames: int) -> Rollouts:
+    """The walks, followed by themselves in reverse; beyond their start they go forth again, and so on.
+
+    The first frame that follows repeats the last one. No action walks backwards, so the actions of the reversed part
+    are those that led the other way: only a pose tells a model where it goes.
+
+    Args:
+        walks: of C frames.
+        num_frames: how many follow.
+    """
+    num_context = walks.frames.shape[1]
+    back_and_forth = torch.cat([torch.arange(num_context - 1, -1, -1), torch.arange(num_context)])
+    order = torch.cat([torch.arange(num_context), back_and_forth.repeat(1 + num_frames // len(back_and_forth))])
+    order = order[: num_context + num_frames]
+    crossed = torch.minimum(order[:-1], order[1:]).clamp(max=num_context - 2)
+    return dataclasses.replace(
+        walks,
+        frames=walks.frames[:, order],
+        actions=walks.actions[:, crossed],
+        rewards=walks.rewards[:, crossed],
+        pose=walks.pose[:, order],
+    )
