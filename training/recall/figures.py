@@ -53,7 +53,8 @@ def _change(values: np.ndarray, places: Places, bootstrap: Bootstrap) -> dict[st
     near, far = SLOPE_RANGE
     within = places.seen & (places.frames_back >= near) & (places.frames_back <= far)
     slope = bootstrap.slope(values, places.frames_back.astype(np.float64), within)
-    scaled = Estimate(*(part * (far - near) for part in (slope.value, slope.low, slope.high)), slope.num_frames)
+    reach = far - near
+    scaled = Estimate(slope.value * reach, slope.low * reach, slope.high * reach, slope.num_frames)
     return {"from": near, "to": far, **_one(scaled)}
 
 

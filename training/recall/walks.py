@@ -32,36 +32,37 @@ def recorded_walks(
         RuntimeError: a worker died; finished walks are kept.
     """
     max_steps = num_frames - 1
-    present: set[int] = set()
+    missing = list(seeds)
     if path.exists():
         store = open_store(path)
         header = store.header
         if not header.is_of(env_id) or header.policy != policy:
-            raise ValueError(
-                f"{path} holds walks of {header.policy} in {header.env_id}, not of {policy} in {env_id}; give another "
-                "--rollouts."
-            )
-        if header.max_episode_steps is not None and header.max_episode_steps < max_steps:
-            raise ValueError(
-                f"{path} holds walks of {header.max_episode_steps + 1} frames, and {num_frames} are needed; give "
-                "another --rollouts."
-            )
+            raise _other(path, f"walks of {header.policy} in {header.env_id}, not of {policy} in {env_id}")
         present = set(store.seeds(SPLIT))
+        missing = [seed for seed in seeds if seed not in present]
+        if header.max_episode_steps is not None and header.max_episode_steps < max_steps:
+            raise _other(path, f"walks of {header.max_episode_steps + 1} frames, and {num_frames} are needed")
+        if header.max_episode_steps is None and missing:
+            raise _other(path, f"whole episodes, but none of seed {missing[0]}")
         max_steps = header.max_episode_steps or max_steps
-    if not present.issuperset(seeds):
+    if missing:
         collect(
             CollectConfig(
                 env=env_id,
                 out=path,
                 frames=len(seeds) * (max_steps + 1),
                 policy=policy,
-                workers=min(workers or os.cpu_count() or 1, len(seeds)),
+                workers=min(workers or os.cpu_count() or 1, len(missing)),
                 seed=seeds[0],
                 split=SPLIT,
                 max_episode_steps=max_steps,
             )
         )
     return read_rollouts(path, SPLIT, seeds, num_frames)
+
+
+def _other(path: Path, what: str) -> ValueError:
+    return ValueError(f"{path} holds {what}; give another --rollouts.")
 
 
 def reversed_walks(walks: Rollouts, num_frames: int) -> Rollouts:
