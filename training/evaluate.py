@@ -8,11 +8,10 @@ With --protocol retrieval or reasoning: how much of the context is recalled, out
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,9 +27,10 @@ from training.recall.measure import Recall, measure_recall, print_recall
 from training.recall.options import RecallOptions
 from training.recall.pictures import write_plots, write_strips
 from training.recall.walks import recorded_walks, reversed_walks
+from training.reward_head import head_figures, on_device, row_batches
 from training.rollouts import Rollouts, check_held_out, read_rollouts, record_rollouts
 from wm_gym.checkpoint import Checkpoint, load_checkpoint, resolve_device
-from wm_gym.codec import frames_to_model, model_to_frames
+from wm_gym.codec import model_to_frames
 from wm_gym.comparison.metrics import psnr
 from wm_gym.files import write_json
 from wm_gym.film import Film, write_strip
@@ -124,7 +124,7 @@ def load_walks(arguments: Arguments, checkpoint: Checkpoint) -> Rollouts:
     policy = options.walking_policy(arguments.policy, arguments.context)
     path = options.rollouts or arguments.out.with_name(f"{arguments.out.stem}_rollouts")
     num_recorded = options.num_recorded(arguments.context, arguments.frames)
-    walks = recorded_walks(path, env_id, policy, seeds, num_recorded, options.workers)
+    walks = recorded_walks(path, env_id, policy, seeds, num_recorded, options.recording, options.workers)
     _check_spaces(walks, checkpoint)
     return walks if num_recorded > arguments.context else reversed_walks(walks, arguments.frames)
 
@@ -199,8 +199,8 @@ def dream(model: WorldModel, rollouts: Rollouts, arguments: Arguments, batch_siz
     """Imagined frames, uint8 [M, frames, H, W, C], one `step` each; the noise of a maze depends on its seed alone."""
     dreams = []
     num_context = arguments.context
-    for rows in _row_batches(rollouts, batch_size):
-        frames, actions, pose = _on_device(model, rollouts, rows)
+    for rows in row_batches(rollouts, batch_size):
+        frames, actions, pose = on_device(model, rollouts, rows)
         generators = [torch.Generator().manual_seed(arguments.noise_seed + seed) for seed in rollouts.seeds[rows]]
         state = model.initial_state(len(frames))
         context_pose = None if pose is None else pose[:, :num_context]
@@ -229,74 +229,6 @@ def frame_figures(dreamed: Tensor, real: Tensor, last: Tensor) -> dict[str, Any]
     }
 
 
-@torch.inference_mode()
-def head_figures(
-    model: WorldModel, rollouts: Rollouts, num_frames: int, noise_seed: int, batch_size: int
-) -> dict[str, Any]:
-    """Precision, recall and F1 of rewards other than 0, over the first `num_frames` frames of each rollout.
-
-    "from_noise": what an environment reports. Before a frame is seen, one denoising pass from pure noise predicts its
-    reward from the real frames so far and the action; then the real frame is taken in, and so on, frame by frame.
-    "on_frame": from the real frame itself, by one parallel pass over clean frames (equal to reading frame by frame).
-    """
-    from_noise, on_frame = [], []
-    for rows in _row_batches(rollouts, batch_size):
-        frames, actions, pose = _on_device(model, rollouts, rows, num_frames)
-        generator = torch.Generator(model.device).manual_seed(noise_seed + rollouts.seeds[rows][0])
-        from_noise.append(_rewards_from_noise(model, frames, actions, pose, generator))
-        on_frame.append(_rewards_on_frame(model, frames, actions, pose))
-    real = rollouts.rewards[:, : num_frames - 1]
-    return {
-        "frames_per_maze": num_frames,
-        "from_noise": detection_figures(torch.cat(from_noise), real),
-        "on_frame": detection_figures(torch.cat(on_frame), real),
-    }
-
-
-def _rewards_from_noise(
-    model: WorldModel, frames: Tensor, actions: Tensor, pose: Tensor | None, generator: torch.Generator
-) -> Tensor:
-    poses = [None] * frames.shape[1] if pose is None else list(pose.unbind(1))
-    first_pose = None if pose is None else pose[:, :1]
-    state = model.prefill(model.initial_state(len(frames)), frames[:, :1], actions[:, :0], first_pose)
-    rewards = []
-    for t in tqdm(range(1, frames.shape[1]), desc="reading", unit="frame", leave=False):
-        prediction, state = model.step(state, actions[:, t - 1], generator, pose=poses[t])
-        rewards.append(prediction.reward)
-        # The imagined frame is not in memory yet; the real one takes its place. Equal to `denoise`, then `advance`.
-        assert state.pending is not None
-        newest = dataclasses.replace(state.pending, frame=frames_to_model(frames[:, t]))
-        state = dataclasses.replace(state, pending=newest)
-    return torch.stack(rewards, dim=1).cpu()
-
-
-def _rewards_on_frame(model: WorldModel, frames: Tensor, actions: Tensor, pose: Tensor | None) -> Tensor:
-    on_gpu = model.device.type == "cuda"
-    rewards = []
-    for row in range(len(frames)):  # one at a time bounds the memory of long rollouts
-        one = slice(row, row + 1)
-        levels = torch.zeros(frames[one].shape[:2], device=model.device)
-        row_pose = None if pose is None else pose[one]
-        with torch.autocast("cuda", torch.bfloat16) if on_gpu else contextlib.nullcontext():
-            output = model(frames_to_model(frames[one]), levels, actions[one], row_pose)
-        rewards.append(model.reward_values[output.reward_logits[:, 1:].argmax(-1)])
-    return torch.cat(rewards).cpu()
-
-
-def detection_figures(predicted: Tensor, real: Tensor) -> dict[str, Any]:
-    """How well rewards other than 0 are found: a hit has the right value at the right frame. None where undefined."""
-    hits = int(((predicted == real) & (real != 0)).sum())
-    num_predicted, num_real = int((predicted != 0).sum()), int((real != 0).sum())
-    return {
-        "precision": round(hits / num_predicted, 4) if num_predicted else None,
-        "recall": round(hits / num_real, 4) if num_real else None,
-        "f1": round(2 * hits / (num_predicted + num_real), 4) if num_predicted + num_real else None,
-        "num_rewards": num_real,
-        "num_predicted": num_predicted,
-        "num_frames": real.numel(),
-    }
-
-
 def save_strips(folder: Path, rollouts: Rollouts, dreamed: Tensor, num_context: int, num_columns: int = 8) -> None:
     """Film strips of the mazes with the lowest, the median and the highest PSNR: FOLDER/worst.png, ..."""
     num_frames = dreamed.shape[1]
@@ -306,20 +238,6 @@ def save_strips(folder: Path, rollouts: Rollouts, dreamed: Tensor, num_context: 
     steps = sorted({int(step) for step in np.linspace(1, num_frames, min(num_columns, num_frames)).round()})
     for name, maze in (("worst", order[0]), ("median", order[len(order) // 2]), ("best", order[-1])):
         write_strip(folder / f"{name}.png", Film(real[maze], dreamed[maze].numpy(), quality[maze]), steps)
-
-
-def _row_batches(rollouts: Rollouts, batch_size: int) -> Iterator[slice]:
-    for start in range(0, len(rollouts.seeds), batch_size):
-        yield slice(start, start + batch_size)
-
-
-def _on_device(
-    model: WorldModel, rollouts: Rollouts, rows: slice, num_frames: int | None = None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Frames, actions and, if the model wants it, pose of some rollouts' first frames."""
-    frames = rollouts.frames[rows, :num_frames].to(model.device)
-    actions = rollouts.actions[rows, : None if num_frames is None else num_frames - 1].to(model.device)
-    return frames, actions, rollouts.pose[rows, :num_frames].to(model.device) if model.config.pose_size else None
 
 
 def _rounded(values: np.ndarray | np.floating[Any]) -> Any:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
+
+from training.frames import RecordingOptions
 
 Memory = Literal["kept", "cleared"]
 
@@ -24,6 +28,9 @@ class RecallOptions:
     """cleared: the model reads only the last window + 1 frames of the context, and starts from nothing there."""
     rollouts: Path | None = None
     """Store of the real walks; what it lacks is recorded into it. None: a folder beside the JSON file."""
+    recording: Annotated[RecordingOptions, tyro.conf.arg(name="")] = field(default_factory=RecordingOptions)
+    """How they are recorded, as in `training.collect`. Walks of more than 1000 steps in Memory Maze 9x9 need
+    --env-kwargs '{"episode_length": 4096}'."""
     workers: int = 0
     """Processes that record; 0: one for each core."""
     seen_distance: float = 0.5

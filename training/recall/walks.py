@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from training.collect import CollectConfig, collect
+from training.frames import RecordingOptions
 from training.rollouts import Rollouts, read_rollouts
 from training.store import open_store
 
@@ -17,7 +18,13 @@ SPLIT = "test"
 
 
 def recorded_walks(
-    path: Path, env_id: str, policy: str, seeds: Sequence[int], num_frames: int, workers: int = 0
+    path: Path,
+    env_id: str,
+    policy: str,
+    seeds: Sequence[int],
+    num_frames: int,
+    recording: RecordingOptions | None = None,
+    workers: int = 0,
 ) -> Rollouts:
     """The first `num_frames` frames of one walk for each seed, from the store at `path`.
 
@@ -25,12 +32,14 @@ def recorded_walks(
 
     Args:
         seeds: consecutive.
+        recording: how frames are made; None: as the environment shows them.
         workers: processes; 0: one for each core.
 
     Raises:
         ValueError: a store of another environment or policy, or of shorter walks; walks that end too early.
         RuntimeError: a worker died; finished walks are kept.
     """
+    recording = recording or RecordingOptions()
     max_steps = num_frames - 1
     missing = list(seeds)
     if path.exists():
@@ -38,6 +47,8 @@ def recorded_walks(
         header = store.header
         if not header.is_of(env_id) or header.policy != policy:
             raise _other(path, f"walks of {header.policy} in {header.env_id}, not of {policy} in {env_id}")
+        if header.recording != recording.to_json():
+            raise _other(path, f"walks recorded with {header.recording}, not with {recording.to_json()}")
         present = set(store.seeds(SPLIT))
         missing = [seed for seed in seeds if seed not in present]
         if header.max_episode_steps is not None and header.max_episode_steps < max_steps:
@@ -52,6 +63,7 @@ def recorded_walks(
                 out=path,
                 frames=len(seeds) * (max_steps + 1),
                 policy=policy,
+                recording=recording,
                 workers=min(workers or os.cpu_count() or 1, len(missing)),
                 seed=seeds[0],
                 split=SPLIT,

@@ -10,6 +10,7 @@ import torch
 
 from tests.toy_store import TOY_ENV, make_toy_store, toy_episode, toy_header
 from training.collect import CollectConfig
+from training.frames import RecordingOptions
 from training.policies import make_policy
 from training.recall.options import RecallOptions
 from training.recall.walks import recorded_walks, reversed_walks
@@ -74,6 +75,11 @@ def test_missing_walks_are_recorded_beside_the_others(store: Path) -> None:
 def test_other_walks_are_refused(store: Path, env_id: str, policy: str, num_frames: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         recorded_walks(store, env_id, policy, SEEDS, num_frames)
+
+
+def test_walks_that_were_recorded_in_another_way_are_refused(store: Path) -> None:
+    with pytest.raises(ValueError, match=r"recorded with \{\}, not with \{'resize': 8\}"):
+        recorded_walks(store, TOY_ENV, "random", SEEDS, 10, RecordingOptions(resize=8))
 
 
 def test_a_store_of_whole_episodes_is_read_and_not_extended(tmp_path: Path) -> None:
