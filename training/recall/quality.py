@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wm_gym.comparison.metrics import psnr, ssim
+from wm_gym.comparison.metrics import MIN_SQUARED_ERROR, ssim
 
 FRAMES_PER_BATCH = 512
 LPIPS_NET = "alex"
@@ -35,18 +35,29 @@ class Metric:
 
 
 def metrics(frame_shape: tuple[int, ...], device: torch.device) -> list[Metric]:
-    """PSNR, SSIM and LPIPS of frames [H, W, C], computed on `device` where that is faster."""
-    return [Metric("psnr", "dB", psnr), _ssim(frame_shape), _lpips(frame_shape, device)]
+    """PSNR, SSIM and LPIPS of frames [H, W, C], computed on `device`."""
+    return [Metric("psnr", "dB", _psnr(device)), _ssim(frame_shape, device), _lpips(frame_shape, device)]
 
 
-def _ssim(frame_shape: tuple[int, ...]) -> Metric:
+def _psnr(device: torch.device) -> Measure:
+    """`wm_gym.comparison.metrics.psnr` on any device: long dreams of many mazes are millions of pixels."""
+
+    def measure(frames: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        ours, theirs = (torch.tensor(images, device=device, dtype=torch.float32) for images in (frames, reference))
+        error = (ours - theirs).square().double().mean((-3, -2, -1)).clamp(min=MIN_SQUARED_ERROR)
+        return (10 * torch.log10(255.0**2 / error)).cpu().numpy()
+
+    return measure
+
+
+def _ssim(frame_shape: tuple[int, ...], device: torch.device) -> Metric:
     blank = np.zeros((1, *frame_shape), np.uint8)
     try:
         if np.isnan(ssim(blank, blank)).any():
             return Metric("ssim", "", None, f"frames of {frame_shape[0]}x{frame_shape[1]} are too small for SSIM.")
     except ImportError as error:
         return Metric("ssim", "", None, str(error))
-    return Metric("ssim", "", ssim)
+    return Metric("ssim", "", lambda frames, reference: ssim(frames, reference, str(device)))
 
 
 def _lpips(frame_shape: tuple[int, ...], device: torch.device) -> Metric:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from training.recall.quality import measure_frames, metrics
+from wm_gym.comparison.metrics import psnr
 
 CPU = torch.device("cpu")
 
@@ -20,8 +21,8 @@ def test_every_metric_is_there_or_says_why_not() -> None:
 
 
 def test_small_frames_have_a_psnr_only() -> None:
-    psnr, ssim, lpips = metrics((8, 8, 3), CPU)
-    assert psnr.measure is not None
+    of_psnr, ssim, lpips = metrics((8, 8, 3), CPU)
+    assert of_psnr.measure is not None
     assert "8x8" in ssim.reason
     assert "64x64" in lpips.reason
 
@@ -42,12 +43,20 @@ def test_lpips_is_not_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: obje
     assert "AlexNet's weights" in metrics((64, 64, 3), CPU)[2].reason
 
 
+def test_psnr_is_that_of_a_comparison() -> None:
+    frames, real = np.random.default_rng(0).integers(0, 255, (2, 5, 16, 16, 3), np.uint8)
+    frames[3] = real[3]
+    measure = metrics((16, 16, 3), CPU)[0].measure
+    assert measure is not None
+    assert measure(frames, real) == pytest.approx(psnr(frames, real), abs=1e-9)
+
+
 def test_frames_are_measured_maze_by_maze() -> None:
-    psnr, ssim, _ = metrics((16, 16, 3), CPU)
+    of_psnr, of_ssim, _ = metrics((16, 16, 3), CPU)
     real = np.random.default_rng(0).integers(0, 255, (2, 3, 16, 16, 3), np.uint8)
     frames = real.copy()
     frames[1, 2] = 255 - frames[1, 2]
-    for metric in (psnr, ssim):
+    for metric in (of_psnr, of_ssim):
         assert metric.measure is not None
         values = measure_frames(metric.measure, frames, real)
         assert values.shape == (2, 3)
