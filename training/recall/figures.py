@@ -29,8 +29,8 @@ def column_figures(values: np.ndarray, places: Places, bootstrap: Bootstrap) -> 
     figures["by_length"] = _binned(values, np.arange(1, num_frames + 1)[None], everything[0], 1, bootstrap)
     figures["by_distance"] = _binned(values, places.frames_back, places.seen, 0, bootstrap)
     figures["change_over_distance"] = _change(values, places, bootstrap)
-    figures["per_frame"] = _listed(values.mean(0))
-    figures["per_maze"] = _listed(values.mean(1))
+    figures["per_frame"] = listed(values.mean(0))
+    figures["per_maze"] = listed(values.mean(1))
     return figures
 
 
@@ -45,7 +45,7 @@ def _binned(values: np.ndarray, x: np.ndarray, where: np.ndarray, first: int, bo
     estimate = bootstrap.mean(values, np.stack([groups[index] for index in kept]))
     last = np.minimum(edges[kept] + BIN - 1, x.max())
     columns = (edges[kept], last, estimate.value, estimate.low, estimate.high, estimate.num_frames)
-    return {name: _listed(column) for name, column in zip(names, columns, strict=True)}
+    return {name: listed(column) for name, column in zip(names, columns, strict=True)}
 
 
 def _change(values: np.ndarray, places: Places, bootstrap: Bootstrap) -> dict[str, Any]:
@@ -60,10 +60,10 @@ def _change(values: np.ndarray, places: Places, bootstrap: Bootstrap) -> dict[st
 
 def _one(estimate: Estimate) -> dict[str, Any]:
     names = ("value", "low", "high", "num_frames")
-    return {name: _listed(getattr(estimate, name))[0] for name in names}
+    return {name: listed(getattr(estimate, name))[0] for name in names}
 
 
-def _listed(values: np.ndarray) -> list[Any]:
+def listed(values: np.ndarray) -> list[Any]:
     """JSON numbers, rounded; None for NaN."""
     if values.dtype.kind in "iu":
         return values.tolist()
