@@ -124,7 +124,9 @@ def load_walks(arguments: Arguments, checkpoint: Checkpoint) -> Rollouts:
     policy = options.walking_policy(arguments.policy, arguments.context)
     path = options.rollouts or arguments.out.with_name(f"{arguments.out.stem}_rollouts")
     num_recorded = options.num_recorded(arguments.context, arguments.frames)
-    walks = recorded_walks(path, env_id, policy, seeds, num_recorded, options.recording, options.workers)
+    walks = recorded_walks(
+        path, env_id, policy, seeds, num_recorded, options.recording, options.workers, options.envs_per_worker
+    )
     _check_spaces(walks, checkpoint)
     return walks if num_recorded > arguments.context else reversed_walks(walks, arguments.frames)
 

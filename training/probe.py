@@ -48,6 +48,7 @@ class ProbeArguments:
     policy: str = "navigator"  # how the agent walks
     rollouts: Path | None = None  # store of the walks, which grows by what it lacks; None: beside the JSON file
     workers: int = 0  # processes that record; 0: one for each core
+    envs_per_worker: int = 1  # walks that each of them records at a time; 4 to 8 on a GPU
     radius: int = 4  # cells to each side of the agent that are asked for
     moments: int = 4  # of each walk that a probe is trained on, evenly spaced; tested at the last one only
     test_fraction: float = 0.25  # of the mazes
@@ -88,7 +89,8 @@ def probe_checkpoint(arguments: ProbeArguments, argv: Sequence[str]) -> dict[str
     if model.config.pose_size:
         raise ValueError("The checkpoint is conditioned on poses; a probe of what it knows of places would read them.")
     path = arguments.rollouts or arguments.out.with_name(f"{arguments.out.stem}_rollouts")
-    walks = recorded_walks(path, env_id, arguments.policy, seeds, arguments.context, workers=arguments.workers)
+    recording = {"workers": arguments.workers, "envs_per_worker": arguments.envs_per_worker}
+    walks = recorded_walks(path, env_id, arguments.policy, seeds, arguments.context, **recording)
     moments = read_moments(model, walks, path, arguments)
     columns = {
         source: probe_source([moment.data[source] for moment in moments], (training, validation, test), arguments)

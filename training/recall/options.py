@@ -33,6 +33,8 @@ class RecallOptions:
     --env-kwargs '{"episode_length": 4096}'."""
     workers: int = 0
     """Processes that record; 0: one for each core."""
+    envs_per_worker: int = 1
+    """Walks that each process records at a time; 4 to 8 on a GPU, whose rendering they share."""
     seen_distance: float = 0.5
     """A frame counts as seen if one of the context was taken within so many cells of it ..."""
     seen_angle: float = 30.0
@@ -46,8 +48,11 @@ class RecallOptions:
             raise ValueError(
                 f"seen_distance and seen_angle must be positive, got {self.seen_distance} and {self.seen_angle}."
             )
-        if self.workers < 0:
-            raise ValueError(f"workers must be at least 0, got {self.workers}.")
+        if self.workers < 0 or self.envs_per_worker < 1:
+            raise ValueError(
+                f"workers must be at least 0 and envs_per_worker at least 1, got {self.workers} and "
+                f"{self.envs_per_worker}."
+            )
 
     def walking_policy(self, policy: str, num_context: int) -> str:
         """Name of the policy that walks context and continuation, as `training.policies` takes it.

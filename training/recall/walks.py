@@ -25,6 +25,7 @@ def recorded_walks(
     num_frames: int,
     recording: RecordingOptions | None = None,
     workers: int = 0,
+    envs_per_worker: int = 1,
 ) -> Rollouts:
     """The first `num_frames` frames of one walk for each seed, from the store at `path`.
 
@@ -34,6 +35,7 @@ def recorded_walks(
         seeds: consecutive.
         recording: how frames are made; None: as the environment shows them.
         workers: processes; 0: one for each core.
+        envs_per_worker: walks that each of them records at a time.
 
     Raises:
         ValueError: a store of another environment or policy, or of shorter walks; walks that end too early.
@@ -65,6 +67,7 @@ def recorded_walks(
                 policy=policy,
                 recording=recording,
                 workers=min(workers or os.cpu_count() or 1, len(missing)),
+                envs_per_worker=envs_per_worker,
                 seed=seeds[0],
                 split=SPLIT,
                 max_episode_steps=max_steps,
