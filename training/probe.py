@@ -89,8 +89,15 @@ def probe_checkpoint(arguments: ProbeArguments, argv: Sequence[str]) -> dict[str
     if model.config.pose_size:
         raise ValueError("The checkpoint is conditioned on poses; a probe of what it knows of places would read them.")
     path = arguments.rollouts or arguments.out.with_name(f"{arguments.out.stem}_rollouts")
-    recording = {"workers": arguments.workers, "envs_per_worker": arguments.envs_per_worker}
-    walks = recorded_walks(path, env_id, arguments.policy, seeds, arguments.context, **recording)
+    walks = recorded_walks(
+        path,
+        env_id,
+        arguments.policy,
+        seeds,
+        arguments.context,
+        workers=arguments.workers,
+        envs_per_worker=arguments.envs_per_worker,
+    )
     moments = read_moments(model, walks, path, arguments)
     columns = {
         source: probe_source([moment.data[source] for moment in moments], (training, validation, test), arguments)
