@@ -40,7 +40,7 @@ def write_plots(path: Path, record: Mapping[str, Any]) -> None:
                 axes.legend(frameon=False, fontsize=8)
     figure.suptitle(
         f"{record['protocol']} by {record['conditioning']}: {record['context']} → {record['frames']} frames, "
-        f"{len(record['seeds'])} mazes, {record['num_denoising_steps']} denoising step(s)",
+        f"{len(record['seeds'])} mazes, denoising steps: {record['num_denoising_steps']}",
         fontsize=11,
     )
     figure.tight_layout()
