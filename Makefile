@@ -1,5 +1,5 @@
 # Each target does its own set-up and is quick when run again.
-.PHONY: help demo test check format clean
+.PHONY: help demo play test check format clean
 .DEFAULT_GOAL := help
 
 PYTHON_BIN := .venv/bin/python
@@ -14,6 +14,9 @@ $(STAMP): pyproject.toml scripts/setup.sh
 
 demo: $(STAMP)  ## the dream beside the real Memory Maze: outputs/demo/{demo.mp4,demo.png,demo.json}
 	.venv/bin/wm-gym demo --out outputs/demo
+
+play: $(STAMP)  ## the dream and the real Memory Maze, played in the browser: http://127.0.0.1:8000
+	.venv/bin/wm-gym play --real --record-dir outputs/played
 
 test: $(STAMP)  ## the default test suite: no GPU, nothing slow
 	$(PYTHON_BIN) -m pytest $(PYTEST_ARGS)

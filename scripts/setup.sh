@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv with torch (pinned), the project and all of its extras, and sees to the software-GL library that the real
-# Memory Maze renders with where there is no GPU. `make` runs this when .venv is older than pyproject.toml.
+# Memory Maze renders with where there is no GPU, and to Chromium, in which the tests open a page. `make` runs this when
+# .venv is older than pyproject.toml.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -8,11 +9,13 @@ torch_version=2.13.0
 
 say() { echo "setup: $*" >&2; }
 
+can_apt() { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; }
+
 # apt_install WHY PACKAGE...: installs through apt when we are root, else says in one sentence what to install, and stops.
 apt_install() {
     local why=$1
     shift
-    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    if ! can_apt; then
         say "$why; install it first, on Debian with: sudo apt-get install $*"
         exit 1
     fi
@@ -60,4 +63,13 @@ say "installing torch $torch_version (the first time this takes minutes)"
 say "installing wm-gym and its extras"
 "${pip[@]}" "torch==$torch_version" -e ".[all]"
 has_renderer || apt_install "libOSMesa, with which MuJoCo renders without a GPU, is missing" libosmesa6
+# Only the tests of wm-gym play's page need it, so setting up goes on without.
+if ! command -v chromium >/dev/null; then
+    without="the tests of wm-gym play's page will be left out; on Debian: sudo apt-get install chromium"
+    if can_apt; then
+        apt_install "Chromium, in which the page of wm-gym play is tested, is missing" chromium || say "$without"
+    else
+        say "Chromium is missing: $without"
+    fi
+fi
 say "done"

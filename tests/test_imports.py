@@ -24,11 +24,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "wm_gym.policies",
         "wm_gym.policy_loading",
         "wm_gym.backtrack",
-        "wm_gym.play",
         "wm_gym.film",
     ),
     ("wm_gym.comparison",),
-    ("wm_gym.demo", "wm_gym.cli"),
+    ("wm_gym.demo", "wm_gym.play", "wm_gym.cli"),
     ("training", "agents"),
 )
 # Parts that must not know each other, whatever their layers.

@@ -15,9 +15,11 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +124,8 @@ def run(config: ExactnessConfig) -> dict[str, Any]:
     # Long ones first, so that all workers end together.
     missing = sorted(set(jobs) - set(found), key=lambda job: (job[3] > 0, -SIZES.index(job[0]), -job[3], job))
     record = _record(jobs, comparisons, origin)
-    with ProcessPoolExecutor(config.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(config.workers, context, end_with_parent) as pool:
         for future in as_completed([pool.submit(compare, *job) for job in missing]):
             comparison = future.result()
             print(comparison, file=sys.stderr, flush=True)
@@ -131,6 +134,18 @@ def run(config: ExactnessConfig) -> dict[str, Any]:
             if config.out is not None:
                 write_json(config.out, record)
     return record
+
+
+def end_with_parent() -> None:
+    """Ends this process when the one that started it is gone, even if that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def planned(config: ExactnessConfig) -> list[Job]:

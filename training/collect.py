@@ -86,6 +86,8 @@ def _collect(config: CollectConfig) -> tuple[EpisodeStore, int]:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
+    if config.backend == "ray" and config.envs_per_worker > 1:
+        raise ValueError("Recorders on a cluster have one environment each: leave --envs-per-worker out with ray.")
     check_seed(config.seed, config.split)
     store, max_frames = _prepare_store(config)
     writer = EpisodeWriter(store, config.split)

@@ -46,6 +46,10 @@ class Processes:
             dist.all_reduce(tensor)
         return tensor
 
+    def mean(self, tensor: Tensor) -> Tensor:
+        """The mean over all processes of a tensor on the device."""
+        return self.sum(tensor) / self.num_processes
+
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """The CPU tensors of all processes, which have the same shape, in the order of ranks."""
         if self.cpu_group is None:

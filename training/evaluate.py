@@ -22,6 +22,7 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
+from training.baselines import model_type
 from training.provenance import provenance
 from training.recall.measure import Recall, measure_recall, print_recall
 from training.recall.options import RecallOptions
@@ -137,7 +138,9 @@ def _load(arguments: Arguments) -> tuple[Checkpoint, WorldModel, int]:
         raise ValueError(f"context and frames must be at least 1, got {arguments.context} and {arguments.frames}.")
     device = arguments.device if arguments.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = load_checkpoint(arguments.checkpoint)
-    model = WorldModel.from_weights(checkpoint.config, checkpoint.tensors, resolve_device(device), arguments.checkpoint)
+    model = model_type(checkpoint.config).from_weights(
+        checkpoint.config, checkpoint.tensors, resolve_device(device), arguments.checkpoint
+    )
     return checkpoint, model, arguments.batch_size or (64 if model.device.type == "cuda" else 8)
 
 

@@ -6,7 +6,7 @@ training (Po et al. 2025, arXiv 2505.20171, section 3.3): half of the sequences 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -118,6 +118,7 @@ def world_model_loss(
     generator: torch.Generator,
     weights: ClassWeights,
     self_context: float = 0.0,
+    mean_over_processes: Callable[[Tensor], Tensor] = lambda value: value,
 ) -> tuple[Tensor, Metrics]:
     """Loss of one batch, and metrics that stay on the device.
 
@@ -127,6 +128,8 @@ def world_model_loss(
         self_context: probability of a frame that the model has predicted to replace the real one in the clean context,
             which trains the model to go on from its own frames (scheduled sampling, arXiv 1506.03099). Costs one more
             pass without gradients if above 0.
+        mean_over_processes: of a number on the device. What the loss divides by is averaged with it, so that the mean
+            of all processes' gradients is that of one process with the whole batch.
     """
     frames = frames_to_model(batch.frames)
     poses = batch.pose if model.config.pose_size else None
@@ -139,9 +142,10 @@ def world_model_loss(
     output = model(noisy, levels, batch.actions, poses)
 
     squared_error = (output.frame.float() - frames).square().mean((2, 3, 4))
-    frame_loss = (squared_error * is_target).sum() / is_target.sum().clamp(min=1)
+    num_targets = mean_over_processes(is_target.sum().float()).clamp(min=1e-6)
+    frame_loss = (squared_error * is_target).sum() / num_targets
     reward_loss, reward_metrics = _reward_loss(
-        output.reward_logits[:, 1:].float(), batch.rewards, levels[:, 1:], config, weights
+        output.reward_logits[:, 1:].float(), batch.rewards, levels[:, 1:], config, weights, mean_over_processes
     )
     termination_loss = _termination_loss(
         output.termination_logits[:, 1:].float(), batch.terminations, config, weights.termination
@@ -176,7 +180,12 @@ def _own_frames(
 
 
 def _reward_loss(
-    logits: Tensor, rewards: Tensor, levels: NoiseLevels, config: LossConfig, weights: ClassWeights
+    logits: Tensor,
+    rewards: Tensor,
+    levels: NoiseLevels,
+    config: LossConfig,
+    weights: ClassWeights,
+    mean_over_processes: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Metrics]:
     """Weighted cross-entropy, with precision and recall of rewards other than 0 on frames of pure noise.
 
@@ -185,7 +194,8 @@ def _reward_loss(
     """
     target = reward_classes(rewards, weights.reward_values)
     shifted = logits + _logit_shift(weights.reward, config)
-    loss = F.cross_entropy(shifted.flatten(0, 1), target.flatten(), weight=weights.reward)
+    total = F.cross_entropy(shifted.flatten(0, 1), target.flatten(), weight=weights.reward, reduction="sum")
+    loss = total / mean_over_processes(weights.reward[target].sum())
     is_noise = levels == 1
     said, true = weights.reward_values[logits.argmax(-1)] != 0, weights.reward_values[target] != 0
     hits = (said & true & is_noise).sum()

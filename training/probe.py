@@ -19,6 +19,7 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
+from training.baselines import model_type
 from training.evaluate import parse_seeds
 from training.provenance import provenance, seed_ranges
 from training.recall.figures import listed
@@ -85,6 +86,8 @@ def probe_checkpoint(arguments: ProbeArguments, argv: Sequence[str]) -> dict[str
     if env_id is None:
         raise ValueError("The checkpoint does not name its environment; give --env.")
     device = arguments.device if arguments.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    if model_type(checkpoint.config) is not WorldModel:
+        raise ValueError("Probes read SSM states of our own models; the checkpoint is a baseline.")
     model = WorldModel.from_weights(checkpoint.config, checkpoint.tensors, resolve_device(device), arguments.checkpoint)
     if model.config.pose_size:
         raise ValueError("The checkpoint is conditioned on poses; a probe of what it knows of places would read them.")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from training.baselines import Architecture, baseline_config
 from training.losses import LossConfig
 from wm_gym.world_model import WorldModelConfig
 
@@ -44,6 +45,9 @@ class Recipe:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     ema_decay: float = 0.999
+    checkpoint_layers: bool = (
+        False  # recompute layers in the backward pass: a third more time, a fraction of the memory
+    )
     seed: int = 0
     log_steps: int = 50
     checkpoint_minutes: float = 5.0
@@ -142,6 +146,72 @@ def tiny() -> Recipe:
     )
 
 
+def _baseline(architecture: Architecture, num_layers: int, longest: int = 400, **changes: int) -> Recipe:
+    """`memory_maze_9x9` with another network: equal parameters within 3%, equal frames in every step, equal losses.
+
+    Args:
+        longest: frames of a segment that the network can take; shorter segments come in larger batches.
+    """
+    recipe = memory_maze_9x9()
+    stages = []
+    for stage in recipe.stages:
+        length = min(stage.length, longest)
+        batch_size = stage.batch_size * stage.length // length
+        stages.append(dataclasses.replace(stage, length=length, batch_size=batch_size))
+    model = baseline_config(architecture, num_layers, recipe.model, **changes)
+    return dataclasses.replace(recipe, model=model, stages=tuple(stages))
+
+
+def causal_transformer() -> Recipe:
+    """Sees its own and all earlier frames; the reference of what can be recalled."""
+    return _baseline("causal_transformer", 12)
+
+
+def causal_transformer_192() -> Recipe:
+    """Sees its own and the 192 frames before it."""
+    return _baseline("sliding_transformer", 12)
+
+
+def mamba2() -> Recipe:
+    """One Mamba2 scan over all tokens, no attention; its state is larger than ours, to spend equal parameters."""
+    return _baseline("mamba2", 10, state_dim=128)
+
+
+def dfot_25() -> Recipe:
+    """Denoises 25 frames that all see each other (DFoT, arXiv 2502.06764)."""
+    return _baseline("bidirectional", 12, longest=25)
+
+
+def mamba2_frame_attention() -> Recipe:
+    """Ours without blocks: one scan over all tokens, and frame-local attention. Two rows of the paper are this."""
+    recipe = memory_maze_9x9()
+    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, block_sizes=(8,) * 8))
+
+
+def block_size_1() -> Recipe:
+    """Ours with a scan of its own for every token, in every layer."""
+    recipe = memory_maze_9x9()
+    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, block_sizes=(1,) * 8))
+
+
+def without_long_context() -> Recipe:
+    """Ours without clean prefixes: plain diffusion forcing."""
+    recipe = memory_maze_9x9()
+    return dataclasses.replace(recipe, loss=dataclasses.replace(recipe.loss, prefix_probability=0.0))
+
+
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    recipe.__name__: recipe for recipe in (memory_maze_9x9, memory_maze_9x9_continued, tiny)
+    recipe.__name__: recipe
+    for recipe in (
+        memory_maze_9x9,
+        memory_maze_9x9_continued,
+        tiny,
+        causal_transformer,
+        causal_transformer_192,
+        mamba2,
+        mamba2_frame_attention,
+        block_size_1,
+        without_long_context,
+        dfot_25,
+    )
 }

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 import tyro
 
+from training.baselines import build_model
 from training.dataset import EpisodeDataset
 from training.distributed import Processes, start_processes
 from training.ema import ExponentialMovingAverage
@@ -38,7 +39,6 @@ from training.trainer import (
     prepare_gpu,
     train_step,
 )
-from wm_gym.world_model import WorldModel
 
 # Fields of a recipe that may change when a run goes on: they decide what is written and when, not what is computed.
 FREE_FIELDS = (
@@ -181,10 +181,11 @@ def new_state(arguments: Arguments, dataset: EpisodeDataset, processes: Processe
     """A run at step 0, with the same weights and different random streams in all processes."""
     recipe = arguments.recipe
     torch.manual_seed(recipe.seed)
-    model = WorldModel(model_config(recipe, dataset))
+    model = build_model(model_config(recipe, dataset))
     if arguments.init is not None:
         load_initial_weights(model, arguments.init)
     model.to(processes.device).train()
+    model.backbone.checkpoint_layers = recipe.checkpoint_layers
     processes.broadcast_parameters(model.parameters())
     if processes.device.type == "cuda":
         prepare_gpu(model, arguments.compile)

@@ -18,6 +18,7 @@ from training.provenance import command_arguments, provenance, seed_ranges
 from training.recipes import Recipe, Stage
 from training.run_state import RunState
 from wm_gym.checkpoint import load_checkpoint, save_checkpoint
+from wm_gym.nn.backbone import fused_kernels_fit
 from wm_gym.world_model import WorldModel, WorldModelConfig
 
 
@@ -71,14 +72,19 @@ def make_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> to
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=device.type == "cuda")
 
 
-def prepare_gpu(model: WorldModel, compile_layers: bool) -> None:
-    """TF32 where bf16 is not used, and each layer compiled by itself, which is quick and shared by equal layers."""
+def prepare_gpu(model: WorldModel, compile_parts: bool) -> None:
+    """TF32 where bf16 is not used; what no fused kernel covers is compiled part by part, which is quick."""
     torch.set_float32_matmul_precision("high")
-    if not compile_layers:
+    if not compile_parts:
+        return
+    backbone = model.backbone
+    for part in (backbone.embedding, backbone.frame_head, backbone.event_head):
+        part.compile(dynamic=False)
+    if backbone.use_fused_kernels and fused_kernels_fit(model.config, next(backbone.parameters()).device):
         return
     # Layers share their code, so their variants count together: block sizes x segment lengths x with/without gradients.
     torch._dynamo.config.recompile_limit = 64
-    for layer in model.backbone.layers:
+    for layer in backbone.layers:
         layer.compile(dynamic=False)
 
 
@@ -98,7 +104,7 @@ def train_step(
     state.optimizer.zero_grad(set_to_none=True)
     with torch.autocast(processes.device.type, torch.bfloat16, enabled=processes.device.type == "cuda"):
         loss, metrics = world_model_loss(
-            model, batch, recipe.loss, state.noise_generator, weights, self_context=stage.self_context
+            model, batch, recipe.loss, state.noise_generator, weights, stage.self_context, processes.mean
         )
     loss.backward()
     processes.average_gradients(parameters)

@@ -165,7 +165,8 @@ def _load_sb3(path: Path, env: gym.Env[Any, Any]) -> Any:
         distribution = package.replace("_", "-").replace("sb3-contrib", "stable-baselines3 sb3-contrib")
         raise ImportError(f"The policy {path} comes from {name}: `pip install {distribution}`.") from error
     # Off-policy algorithms would reserve the whole replay buffer, which nobody fills here.
-    model = algorithm.load(path, custom_objects={"buffer_size": 1})
+    # One observation at a time gains nothing from a GPU, which may be busy with dreams.
+    model = algorithm.load(path, device="cpu", custom_objects={"buffer_size": 1})
     _check_spaces(model, env, path)
     return model
 

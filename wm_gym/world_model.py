@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -61,12 +61,14 @@ class WorldModel(nn.Module):
     network computes in bfloat16 with float32 weights and SSM states.
     """
 
+    config_type: ClassVar[type[WorldModelConfig]] = WorldModelConfig
+    backbone_type: ClassVar[type[Backbone]] = Backbone
     reward_values: Tensor
 
     def __init__(self, config: WorldModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = Backbone(config)
+        self.backbone = self.backbone_type(config)
         self.register_buffer("reward_values", torch.tensor(config.reward_values), persistent=False)
 
     @classmethod
@@ -90,7 +92,7 @@ class WorldModel(nn.Module):
         name: str = "checkpoint",
     ) -> WorldModel:
         """Build from a checkpoint's configuration and tensors; raises ValueError if the two do not fit."""
-        model = cls(WorldModelConfig.from_dict(config))
+        model = cls(cls.config_type.from_dict(config))
         expected, given = model.state_dict(), tensors
         if expected.keys() != given.keys() or any(expected[k].shape != given[k].shape for k in expected):
             wrong = [k for k in expected.keys() | given.keys() if k not in given or k not in expected]

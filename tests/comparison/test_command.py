@@ -57,8 +57,13 @@ def subject(config, **changes):
 
 def test_the_recorded_command_names_what_differs_from_the_default_and_no_folder_of_this_machine(tmp_path):
     kwargs = f'{{"checkpoint": "{tmp_path}/model.safetensors"}}'
-    words = command(subject(CompareConfig(steps=7, seeds="1-2", env_kwargs=kwargs, out=tmp_path / "a b")))
-    expected = ["wm-gym", "compare", "--env-kwargs", '{"checkpoint": "model.safetensors"}', "--steps", "7"]
+    words = command(
+        subject(
+            CompareConfig(steps=7, seeds="1-2", env_kwargs=kwargs, out=tmp_path / "a b", policy=f"{tmp_path}/ppo.zip")
+        )
+    )
+    expected = ["wm-gym", "compare", "--env-kwargs", '{"checkpoint": "model.safetensors"}', "--policy", "ppo.zip"]
+    expected += ["--steps", "7"]
     assert shlex.split(words) == [*expected, "--seeds", "1-2", "--out", "a b"]
 
 

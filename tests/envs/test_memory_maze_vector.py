@@ -49,13 +49,13 @@ def test_each_row_is_the_single_environment_bit_by_bit_whatever_the_others_do(en
         assert_same(starts[row], single.reset(seed=40 + row))
         policies[row].reset(starts[row][1])
     seen = {row: (start[0], start[1]) for row, start in enumerate(starts)}
-    for step in range(60):
+    for step in range(32):
         rows = [(0, 1), (1,), (0,), (1, 0)][step % 4]
         actions = {row: policies[row](*seen[row]) for row in rows}
         for row, outcome in env.step_rows(actions).items():
             assert_same(outcome, singles[row].step(actions[row]))
             seen[row] = (outcome[0], outcome[4])
-        if step == 30:  # a new maze in a row leaves the other alone
+        if step == 15:  # a new maze in a row leaves the other alone
             seen[1] = env.reset_row(1, 77)
             assert_same(seen[1], singles[1].reset(seed=77))
             policies[1].reset(seen[1][1])
@@ -143,4 +143,6 @@ def test_an_interpreter_may_exit_without_closing_it() -> None:
         "env = V(2); env.reset(seed=1); env.step([1, 1]); print('stepped')"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert (process.returncode, process.stdout, process.stderr) == (0, "stepped\n", "")
+    assert (process.returncode, process.stdout) == (0, "stepped\n"), process.stderr
+    # What is wrong at the exit shows there alone; beside it there may be warnings of other packages.
+    assert not any(word in process.stderr for word in ("Traceback", "Error", "Exception ignored")), process.stderr

@@ -37,13 +37,12 @@ class Launch:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a compiled kernel takes: registers per thread, stores to the stack, shared bytes per program."""
+    """What a compiled kernel takes: per thread registers and bytes of stack, per program shared bytes."""
 
     registers: int
-    stack_stores: int
+    stack: int
     shared: int
     ptx: str
-    sass: str
 
 
 @contextmanager
@@ -85,17 +84,16 @@ def compile_launch(launch: Launch, target: GPUTarget = H200) -> Resources:
                 attributes[index,] = [["tt.divisibility", 16]]
     source = ASTSource(launch.kernel, signature, constants, attributes)
     compiled = triton.compile(source, target=target, options=options)
-    usage = _cuobjdump(compiled.asm["cubin"], "--dump-resource-usage")
-    registers = re.search(r"REG:(\d+)", usage)
-    assert registers is not None
-    sass = _cuobjdump(compiled.asm["cubin"], "--dump-sass")
-    stack_stores = len(re.findall(r"\bSTL\b", sass))
-    return Resources(int(registers[1]), stack_stores, compiled.metadata.shared, compiled.asm["ptx"], sass)
+    usage = _resource_usage(compiled.asm["cubin"])
+    registers, stack = re.search(r"REG:(\d+)", usage), re.search(r"STACK:(\d+)", usage)
+    assert registers is not None and stack is not None, usage
+    return Resources(int(registers[1]), int(stack[1]), compiled.metadata.shared, compiled.asm["ptx"])
 
 
-def _cuobjdump(cubin: bytes, option: str) -> str:
+def _resource_usage(cubin: bytes) -> str:
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        return subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
+        command = [tool, "--dump-resource-usage", file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout

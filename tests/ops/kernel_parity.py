@@ -52,6 +52,8 @@ def test_scan_step(block_size: int, grid: tuple[int, int], frames: int, num_comm
         {"grid": (8, 8), "block_size": 8, "batch": 1},  # two pieces of 64 tokens
         {"grid": (6, 6), "block_size": 6, "batch": 1},  # pieces that are no power of two
         {"grid": (3, 1), "block_size": 1, "heads": 3, "dim": 32, "batch": 1},
+        {"grid": (2, 2), "block_size": 2, "dim": 24, "state_dim": 8},
+        {"grid": (1, 1), "block_size": 1, "dim": 8, "state_dim": 12},
         {"grid": (12, 12), "block_size": 12, "batch": 1, "heads": 1, "state_dim": 32},  # several pieces per frame
         {"grid": (2, 2), "block_size": 2, "state_dtype": torch.bfloat16},
         {"grid": (1, 1), "block_size": 1, "state_dtype": torch.bfloat16},
@@ -60,11 +62,6 @@ def test_scan_step(block_size: int, grid: tuple[int, int], frames: int, num_comm
 def test_scan_step_of_other_sizes(sizes: dict[str, Any]) -> None:
     tolerance = 1e-2 if "state_dtype" in sizes else 1e-4
     assert_equal_to_twin(step.scan_step, scan_case(Draw(DEVICE), **sizes), ("ssm_state", "conv_state"), tolerance)
-
-
-def test_scan_step_refuses_a_head_that_is_no_power_of_two() -> None:
-    with pytest.raises(ValueError, match="head_dim is 24"):
-        step.scan_step(**scan_case(Draw(DEVICE), dim=24), backend="triton")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -157,8 +154,7 @@ def test_operations_of_a_step_are_captured_in_a_graph_and_replayed() -> None:
         return [step.scan_step(**scan), step.ring_attention(**attention), noise]
 
     eager_scan, eager_attention = clone(scan), clone(attention)
-    for _ in range(3):
-        expected = run(eager_scan, eager_attention)
+    expected = [run(eager_scan, eager_attention) for _ in range(3)][-1]
     run(scan, attention)  # compiles, and is the first of three
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import create_block_mask
 
-from wm_gym.ops import banded_local_attention, reference
+from wm_gym.ops import banded_local_attention, flex_local_attention, frame_block_mask, reference
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 7, 10])
@@ -24,10 +25,28 @@ def test_banded_attention_equals_dense_mask_in_outputs_and_gradients(frames: int
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("frames", "tokens", "window"),
+    [(1, 4, 3), (6, 64, 2), (9, 64, 8), (7, 30, 3), (5, 200, 1), (40, 16, 40), (3, 128, 1)],
+)
+def test_the_block_mask_is_that_of_every_pair_of_tokens(frames: int, tokens: int, window: int) -> None:
+    def visible(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        distance = query // tokens - key // tokens
+        return (distance >= 0) & (distance <= window)
+
+    length = frames * tokens
+    expected = create_block_mask(visible, None, None, length, length, device="cpu")  # pyright: ignore[reportArgumentType]
+    mask = frame_block_mask(frames, tokens, window, torch.device("cpu"))
+    assert torch.equal(mask.to_dense(), expected.to_dense())
+    assert mask.full_kv_num_blocks is not None and expected.full_kv_num_blocks is not None
+    assert torch.equal(mask.kv_num_blocks, expected.kv_num_blocks)
+    assert torch.equal(mask.full_kv_num_blocks, expected.full_kv_num_blocks)
+    assert torch.equal(mask.kv_indices, expected.kv_indices)
+    assert mask.seq_lengths == expected.seq_lengths == (length, length)
+
+
 @pytest.mark.gpu
 def test_flex_attention_equals_dense_mask() -> None:
-    from wm_gym.ops import flex_local_attention, frame_block_mask
-
     q, k, v = (torch.randn(2, 12, 16, 2, 64, device="cuda") for _ in range(3))
     mask = frame_block_mask(12, 16, 3, q.device)
     y = torch.compile(flex_local_attention)(q, k, v, mask)

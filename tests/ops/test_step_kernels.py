@@ -58,6 +58,7 @@ def calls(batch: int) -> list[tuple[Any, dict[str, Any]]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("batch", [1, 64])
 def test_kernels_compile_for_an_h200_and_spill_nothing(batch: int) -> None:
     from tests.ops.compiled import compile_launch, launches_of
@@ -67,8 +68,8 @@ def test_kernels_compile_for_an_h200_and_spill_nothing(batch: int) -> None:
         assert launches, function.__name__
         for launch in launches:
             taken = compile_launch(launch)
-            # One word may be parked. The sine's reduction of huge angles, which never happen, keeps a table there.
-            assert taken.stack_stores <= 1 or str(launch) == "_noise_kernel", f"{launch} at batch {batch} spills"
+            # Two words may be parked. The sine's reduction of huge angles, which never happen, keeps a table there.
+            assert taken.stack <= 8 or str(launch) == "_noise_kernel", f"{launch} at batch {batch} spills"
             assert taken.shared <= SHARED_BYTES_OF_AN_H200, f"{launch} at batch {batch}"
 
 

@@ -209,6 +209,8 @@ def test_a_row_that_runs_into_evaluation_mazes_is_refused(tmp_path: Path) -> Non
         (["--seed", "7000000"], "for evaluation only"),
         (["--seed", "3", "--split", "test"], "never trained on"),
         (["--frames", "0"], "frames must be at least 1"),
+        (["--envs-per-worker", "0"], "envs_per_worker must be at least 1"),
+        (["--envs-per-worker", "2", "--backend", "ray"], "one environment each"),
         (["--env", "wm_gym/MemoryMaze-8x8-v0"], "Cannot make environment 'wm_gym/MemoryMaze-8x8-v0'"),
         (["--env", "no_such_module:Maze-v0"], "no_such_module"),
         (["--policy", "walker"], "walker"),

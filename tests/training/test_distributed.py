@@ -74,3 +74,57 @@ def test_a_single_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_device_that_is_not_there_is_a_clear_error() -> None:
     with pytest.raises(ValueError, match="cuda:99"), start_processes("cuda:99"):
         pass
+
+
+# The loss of the rows of one batch, all of them in one process or one half of them in each of two.
+LOSS_SCRIPT = """
+import sys, torch
+from tests.tiny import tiny_model
+from training import losses
+from training.dataset import Batch
+from training.distributed import start_processes
+from training.losses import ClassWeights, LossConfig
+
+drawn = torch.Generator().manual_seed(0)
+levels = torch.rand(4, 6, generator=drawn).mul(1.3).clamp(max=1.0)
+levels[0, :5] = 0.0  # the halves differ in the number of frames that have a loss
+noise = torch.randn(4, 6, 3, 16, 16, generator=drawn)
+batch = {
+    "frames": torch.randint(256, (4, 6, 16, 16, 3), generator=drawn).byte(),
+    "actions": torch.randint(3, (4, 5), generator=drawn),
+    "rewards": (torch.rand(4, 5, generator=drawn) < 0.3).float(),
+    "terminations": torch.rand(4, 5, generator=drawn) < 0.2,
+    "pose": torch.zeros(4, 6, 0),
+}
+weights = ClassWeights(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 5.0]), torch.tensor(3.0))
+with start_processes("cpu") as processes:
+    size = 4 // processes.num_processes
+    mine = slice(processes.rank * size, (processes.rank + 1) * size)
+    losses.sample_noise_levels = lambda *_: levels[mine]
+    losses._noisy = lambda frames, level, _: losses.add_noise(frames, noise[mine], level)
+    model = tiny_model()
+    rows = Batch(**{name: value[mine] for name, value in batch.items()})
+    loss, _ = losses.world_model_loss(
+        model, rows, LossConfig(), torch.Generator(), weights, mean_over_processes=processes.mean
+    )
+    loss.backward()
+    parameters = list(model.parameters())
+    processes.average_gradients(parameters)
+    if processes.is_main:
+        torch.save([p.grad if p.grad is None else p.grad.clone() for p in parameters], sys.argv[1])
+"""
+
+
+def test_two_processes_have_the_gradient_of_one_with_the_same_global_batch(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(LOSS_SCRIPT)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    found = []
+    for name, options in (("one", []), ("two", launch)):
+        command = [sys.executable, *options, str(script), str(tmp_path / name)]
+        process = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+        assert process.returncode == 0, process.stderr
+        found.append([g for g in torch.load(tmp_path / name, weights_only=True) if g is not None])
+    one, two = (torch.cat([gradient.flatten() for gradient in gradients]) for gradients in found)
+    assert (one - two).norm() < 1e-5 * one.norm()

@@ -14,7 +14,7 @@ import torch
 from tests.toy_store import make_toy_store
 from training.bench_loader import BenchConfig, run
 from training.dataset import Batch, EpisodeDataset
-from training.loader import BatchLoader, open_dataset
+from training.loader import BatchLoader, bytes_for_frames, open_dataset
 
 FRAME_BYTES = 16 * 16 * 3
 
@@ -136,6 +136,13 @@ def test_frames_are_kept_in_memory_only_if_they_fit_with_room_to_grow(store: Pat
     streamed = open_dataset(store, "cpu", max_bytes=2 * num_bytes - 1)
     assert streamed.streamed
     assert streamed.num_frames == 4 * 121 + 61
+
+
+def test_processes_of_one_host_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = bytes_for_frames("cpu")
+    assert 0 < whole < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert bytes_for_frames("cpu") == pytest.approx(whole / 4, rel=1e-6)
 
 
 def test_bad_arguments_are_value_errors(store: Path) -> None:

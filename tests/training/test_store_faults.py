@@ -131,15 +131,15 @@ def collectors(path: Path, num_episodes: int, count: int) -> list[subprocess.Pop
 def test_two_collectors_on_one_store_share_the_work(tmp_path: Path) -> None:
     path = tmp_path / "store"
     recorded = []
-    for collector in collectors(path, 80, count=2):
+    for collector in collectors(path, 40, count=2):
         output, errors = collector.communicate(timeout=120)
         assert collector.returncode == 0, errors
-        assert "in 80 episodes of split 'train'" in output
+        assert "in 40 episodes of split 'train'" in output
         recorded.append(int(output.split(", ")[-1].split()[0]))
-    assert sum(recorded) == 80
+    assert sum(recorded) == 40
     store = open_store(path)
-    assert store.seeds() == list(range(80))
-    for seed in (0, 7, 79):
+    assert store.seeds() == list(range(40))
+    for seed in (0, 7, 39):
         np.testing.assert_array_equal(store.read(seed).frames, toy_episode(seed).frames)
     assert list(problems(store)) == []
     assert sorted(file.name for file in path.glob("train/.*")) == []
@@ -147,7 +147,7 @@ def test_two_collectors_on_one_store_share_the_work(tmp_path: Path) -> None:
 
 def test_what_a_killed_collector_had_claimed_is_recorded_by_the_other(tmp_path: Path) -> None:
     path = tmp_path / "store"
-    first, second = collectors(path, 120, count=2)
+    first, second = collectors(path, 60, count=2)
     while len(list((path / "train").glob("episode_*"))) < 10:
         assert (first.poll(), second.poll()) == (None, None)
     first.kill()
@@ -155,7 +155,7 @@ def test_what_a_killed_collector_had_claimed_is_recorded_by_the_other(tmp_path: 
     _, errors = second.communicate(timeout=120)
     assert second.returncode == 0, errors
     store = open_store(path)
-    assert store.seeds() == list(range(120))
+    assert store.seeds() == list(range(60))
     assert list(problems(store)) == []
 
 

@@ -31,10 +31,20 @@ class Dreamer:
     Args:
         model: frozen.
         batch_size: dreams at a time.
+        cleared_frames: frames of the context that a cleared memory still reads; 0: window + 1.
     """
 
-    def __init__(self, model: WorldModel, batch_size: int, num_denoising_steps: int = 1, noise_seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: WorldModel,
+        batch_size: int,
+        num_denoising_steps: int = 1,
+        noise_seed: int = 0,
+        cleared_frames: int = 0,
+    ) -> None:
         self.model = model
+        # As many as local attention and the pending frame hold: the newest past is known, everything else is gone.
+        self._cleared_frames = cleared_frames or model.config.window + 1
         self.batch_size = batch_size
         self._num_denoising_steps = num_denoising_steps
         self._noise_seed = noise_seed
@@ -44,8 +54,7 @@ class Dreamer:
 
     def num_frames_read(self, memory: Memory, num_context: int) -> int:
         """How many of the last frames of the context the model is given."""
-        # As many as local attention and the pending frame hold: the newest past is known, everything else is gone.
-        return num_context if memory == "kept" else min(num_context, self.model.config.window + 1)
+        return num_context if memory == "kept" else min(num_context, self._cleared_frames)
 
     @torch.no_grad()
     def imagine(self, walks: Rollouts, num_context: int, memory: Memory) -> Tensor:

@@ -69,7 +69,7 @@ def measure_recall(
     check_conditioning(model, walks, options)
     places = locate(walks.pose.numpy(), num_context, options.seen_distance, options.seen_angle)
     batch_size = min(batch_size, len(walks.seeds))
-    dreamer = Dreamer(model, batch_size, num_denoising_steps, noise_seed)
+    dreamer = Dreamer(model, batch_size, num_denoising_steps, noise_seed, options.cleared_frames)
     dreamed = {memory: dreamer.imagine(walks, num_context, memory).numpy() for memory in options.memory}
     real = walks.frames.numpy()
     columns = {**dreamed, **_copies(walks.frames, num_context, places)}

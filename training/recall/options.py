@@ -25,7 +25,9 @@ class RecallOptions:
     """action: the agent really turns round (or goes on) in the simulator, and the model is given its actions. pose: the
     model is given the pose of every frame, and retrieval is the exact reverse of the context."""
     memory: tuple[Memory, ...] = ("kept", "cleared")
-    """cleared: the model reads only the last window + 1 frames of the context, and starts from nothing there."""
+    """cleared: the model reads only the last frames of the context, and starts from nothing there."""
+    cleared_frames: int = 0
+    """How many those are; 0: what the model's local attention sees, window + 1."""
     rollouts: Path | None = None
     """Store of the real walks; what it lacks is recorded into it. None: a folder beside the JSON file."""
     recording: Annotated[RecordingOptions, tyro.conf.arg(name="")] = field(default_factory=RecordingOptions)
@@ -48,6 +50,8 @@ class RecallOptions:
             raise ValueError(
                 f"seen_distance and seen_angle must be positive, got {self.seen_distance} and {self.seen_angle}."
             )
+        if self.cleared_frames < 0:
+            raise ValueError(f"cleared_frames must be at least 0, got {self.cleared_frames}.")
         if self.workers < 0 or self.envs_per_worker < 1:
             raise ValueError(
                 f"workers must be at least 0 and envs_per_worker at least 1, got {self.workers} and "

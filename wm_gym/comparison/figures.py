@@ -163,7 +163,7 @@ def ranked(episodes: Sequence[EpisodeFigures], count: int) -> list[tuple[str, Ep
     if count == 1:
         chosen = [(len(order) - 1) // 2]
     else:
-        chosen = sorted({round(x) for x in np.linspace(0, len(order) - 1, count)})
+        chosen = sorted({int(x + 1e-9) for x in np.linspace(0, len(order) - 1, count)})
     names = {0: "best", len(order) - 1: "worst", (len(order) - 1) // 2: "median"} if len(order) > 2 else {}
     return [(names.get(rank, f"{rank + 1} of {len(order)}"), order[rank]) for rank in chosen]
 

@@ -98,7 +98,7 @@ def compare(
         env_kwargs=plan.env_kwargs,
         reference_id=plan.reference_id,
         reference_kwargs=plan.reference_kwargs,
-        policy=plan.policy_name,
+        policy=Path(plan.policy_name).name if Path(plan.policy_name).is_absolute() else plan.policy_name,
         recording=None if episodes is None else episodes.name,
         env_checkpoint=checkpoints[0],
         reference_checkpoint=checkpoints[1],

@@ -145,7 +145,7 @@ def command(subject: Subject) -> str:
     for entry in fields(config):
         value = getattr(config, entry.name)
         if value != entry.default:
-            text = value.name if isinstance(value, Path) and value.is_absolute() else str(value)
+            text = Path(value).name if Path(str(value)).is_absolute() else str(value)
             if entry.name.endswith("_kwargs"):
                 text = json.dumps(portable(json.loads(text)))
             words += [f"--{entry.name.replace('_', '-')}", text]

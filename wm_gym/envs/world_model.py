@@ -16,6 +16,7 @@ from wm_gym.contexts import make_context
 from wm_gym.envs.actions import check_actions
 from wm_gym.envs.dreams import Dreams, DreamSettings, DreamState
 from wm_gym.envs.window import Window
+from wm_gym.world_model import WorldModel
 
 RENDER_MODES = ("rgb_array", "human")
 
@@ -146,6 +147,11 @@ class WorldModelEnv(gym.Env[np.ndarray, Any]):
             raise TypeError(f"Expected an EpisodeState from get_state, got {type(state).__name__}.")
         self._dreams.set_state(state.dream)
         self.np_random.bit_generator.state = copy.deepcopy(state.np_random)
+
+    @property
+    def model(self) -> WorldModel:
+        """The network. Environments of one checkpoint may share its weights."""
+        return self._dreams.model
 
     def close(self) -> None:
         """Closes the window, if there is one. May be called twice."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import importlib.util
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from wm_gym.array_typing import (
     Actions,
@@ -18,6 +20,7 @@ from wm_gym.array_typing import (
     RewardLogits,
     RowCount,
     TerminationLogits,
+    Tokens,
 )
 from wm_gym.nn.block_scan import CONV_TAPS
 from wm_gym.nn.config import WorldModelConfig
@@ -79,9 +82,17 @@ class Backbone(nn.Module):
         self.config = config
         self.embedding = PatchEmbedding(config)
         self.condition = ConditionEmbedding(config)
-        self.layers = nn.ModuleList(Layer(config, size) for size in config.block_sizes)
+        self.layers = nn.ModuleList(self.make_layers())
         self.frame_head = FrameHead(config)
         self.event_head = EventHead(config)
+        # Whether a pass without memory runs on the fused kernels where it can; the results differ by rounding only.
+        self.use_fused_kernels = True
+        # Whether a pass with gradients keeps only each layer's input and computes the rest again when it is needed.
+        self.checkpoint_layers = False
+
+    def make_layers(self) -> list[nn.Module]:
+        """The layers between embedding and heads. Networks to compare with put others here (`training.baselines`)."""
+        return [Layer(self.config, size) for size in self.config.block_sizes]
 
     def initial_layers(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> tuple[LayerState, ...]:
         """Empty memories; ``dtype`` is that of activations, SSM states are float32."""
@@ -120,20 +131,55 @@ class Backbone(nn.Module):
             num_cached: frames in memory per row.
             num_committed: leading frames that enter the memory that is returned; the others only read it.
         """
-        c = self.config
         condition = self.condition(noise_level, actions, has_action, pose)
         tokens = self.embedding(frames)
-        length = frames.shape[1] + (0 if layers is None else c.window)
+        tokens, new_layers = self.run_layers(tokens, condition, layers, num_cached, num_committed)
+        reward_logits, termination_logits = self.event_head(tokens)
+        return Output(self.frame_head(tokens, condition), reward_logits, termination_logits), new_layers
+
+    def run_layers(
+        self,
+        tokens: Tokens,
+        condition: Condition,
+        layers: tuple[LayerState, ...] | None,
+        num_cached: RowCount | None,
+        num_committed: int,
+    ) -> tuple[Tokens, tuple[LayerState, ...]]:
+        """All layers after each other; arguments as in `forward`."""
+        c = self.config
+        frames = tokens.shape[1]
+        length = frames + (0 if layers is None else c.window)
         head_dim = c.width // c.num_attention_heads
-        rotary = Rotary.create(length, c.token_rows, c.token_columns, head_dim, frames.device)
+        rotary = Rotary.create(length, c.token_rows, c.token_columns, head_dim, tokens.device)
+        fused = self.use_fused_kernels and tokens.dtype == torch.bfloat16 and fused_kernels_fit(c, tokens.device)
+        if layers is None and fused:
+            from wm_gym.nn.fused import run_layers
+
+            tokens = run_layers(self.layers, tokens, condition, rotary, self.checkpoint_layers)  # pyright: ignore[reportArgumentType]
+            return tokens, ()
         block_mask = None
-        if layers is None and frames.is_cuda:
-            block_mask = frame_block_mask(frames.shape[1], c.num_tokens, c.window, frames.device)
+        if layers is None and tokens.is_cuda:
+            block_mask = frame_block_mask(frames, c.num_tokens, c.window, tokens.device)
         new_layers = []
         for i, layer in enumerate(self.layers):
             before = None if layers is None else layers[i]
-            tokens, after = layer(tokens, condition, rotary, before, num_cached, num_committed, block_mask)
+            arguments = (tokens, condition, rotary, before, num_cached, num_committed, block_mask)
+            tokens, after = self.run_layer(layer, *arguments)
             if after is not None:
                 new_layers.append(after)
-        reward_logits, termination_logits = self.event_head(tokens)
-        return Output(self.frame_head(tokens, condition), reward_logits, termination_logits), tuple(new_layers)
+        return tokens, tuple(new_layers)
+
+    def run_layer(self, layer: nn.Module, *arguments: Any) -> tuple[Tokens, Any]:
+        """One layer, of which only the input is kept for the backward pass if so configured."""
+        if self.checkpoint_layers and torch.is_grad_enabled():
+            return checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore[reportReturnType]
+        return layer(*arguments)
+
+
+def fused_kernels_fit(config: WorldModelConfig, device: torch.device) -> bool:
+    """Whether the fused kernels of a pass without memory run on this device and take these sizes."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    head_dims = (config.head_dim, config.state_dim, config.width // config.num_attention_heads)
+    # Tiles of the matrix units: powers of two, neither too small nor too large for a program's registers.
+    return all(size in (16, 32, 64) for size in head_dims) and config.num_tokens % 16 == 0

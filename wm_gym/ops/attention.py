@@ -7,7 +7,9 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+_FLEX_BLOCK = 128  # tokens, FlexAttention's default
 
 
 def banded_local_attention(
@@ -58,8 +60,23 @@ def frame_block_mask(frames: int, tokens: int, window: int, device: torch.device
         distance = query // tokens - key // tokens
         return (distance >= 0) & (distance <= window)
 
-    length = frames * tokens
-    return create_block_mask(visible, None, None, length, length, device=device)  # pyright: ignore[reportArgumentType]
+    length, size = frames * tokens, _FLEX_BLOCK
+    # From the first and last frame of each block of tokens; create_block_mask would fill length x length.
+    start = torch.arange(0, length, size, device=device)
+    end = (start + size).clamp(max=length) - 1
+    nearest = (start // tokens)[:, None] - end // tokens  # between a query and a key of two blocks, in frames
+    farthest = (end // tokens)[:, None] - start // tokens
+    some = (farthest >= 0) & (nearest <= window)
+    complete = end - start + 1 == size
+    every = (nearest >= 0) & (farthest <= window) & complete[:, None] & complete
+
+    def listed(mask: Tensor) -> tuple[Tensor, Tensor]:
+        order = mask.int().argsort(dim=-1, descending=True, stable=True)
+        return mask.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None]
+
+    return BlockMask.from_kv_blocks(
+        *listed(some & ~every), *listed(every), BLOCK_SIZE=size, mask_mod=visible, seq_lengths=(length, length)
+    )
 
 
 def flex_local_attention(query: Tensor, key: Tensor, value: Tensor, block_mask: BlockMask) -> Tensor:

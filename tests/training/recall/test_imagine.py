@@ -7,6 +7,7 @@ import torch
 
 from tests.tiny import tiny_model
 from tests.toy_store import make_toy_store
+from training.baselines import BaselineConfig, build_model
 from training.recall.imagine import Dreamer
 from training.rollouts import Rollouts, read_rollouts
 from wm_gym.world_model import WorldModel
@@ -17,6 +18,12 @@ CONTEXT = 12
 
 class OtherModel(WorldModel):
     """Stands for a model that a `StepGraph` does not take."""
+
+
+def baseline() -> WorldModel:
+    values = dict(vars(tiny_model().config), block_sizes=(1, 1))
+    torch.manual_seed(0)
+    return build_model(BaselineConfig(**values, architecture="causal_transformer")).eval()
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +71,15 @@ def test_a_kept_memory_knows_the_first_frame_and_a_cleared_one_only_the_last_win
     assert not torch.equal(dreamer.imagine(first_kept, CONTEXT, "cleared"), cleared)
     assert dreamer.num_frames_read("cleared", CONTEXT) == 4
     assert dreamer.num_frames_read("cleared", 2) == 2
+    assert Dreamer(tiny_model(window=3), 3, cleared_frames=7).num_frames_read("cleared", CONTEXT) == 7
+
+
+def test_a_baseline_dreams_too_and_recalls_what_its_cleared_memory_cannot(walks: Rollouts) -> None:
+    dreamer = Dreamer(baseline(), 2)
+    kept, cleared = (dreamer.imagine(walks, CONTEXT, memory) for memory in ("kept", "cleared"))
+    assert kept.shape == cleared.shape == (3, 8, 16, 16, 3)
+    assert not torch.equal(dreamer.imagine(changed(walks, 0), CONTEXT, "kept"), kept)
+    assert torch.equal(dreamer.imagine(changed(walks, 0), CONTEXT, "cleared"), cleared)
 
 
 def test_a_context_as_short_as_the_window_has_nothing_to_clear(walks: Rollouts) -> None:

@@ -1,4 +1,4 @@
-"""Triton kernels of one inference step; :mod:`wm_gym.ops.step` picks them, and only they import Triton.
+"""Triton kernels: of one inference step, picked by :mod:`wm_gym.ops.step`, and of training, by :mod:`wm_gym.ops.fused`.
 
-Under TRITON_INTERPRET=1, set before Triton is first imported, they run on the CPU.
+Only they import Triton. Under TRITON_INTERPRET=1, set before Triton is first imported, the kernels run on the CPU.
 """

@@ -1,10 +1,15 @@
 """RMS norm over the last axis."""
 
+# A kernel is Python in form only; the type checker does not know Triton's launches, loops and tuples.
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from wm_gym.ops.triton.launch import ceil_div, next_power_of_two
 
 _FILLS_A_GPU = 1024  # programs; beyond it, each takes more rows
 
@@ -24,11 +29,11 @@ def _gated_norm_kernel(
 
 def gated_norm(y: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Kernel of :func:`wm_gym.ops.step.gated_norm`."""
-    y = y.contiguous()
+    y, weight = y.contiguous(), weight.contiguous()
     out = y.new_empty(y.shape)
     width = y.shape[-1]
     num_rows = y.numel() // width
     row_tile = 1 if num_rows <= _FILLS_A_GPU else 4
-    grid = (triton.cdiv(num_rows, row_tile),)
-    _gated_norm_kernel[grid](y, weight, out, num_rows, eps, width, triton.next_power_of_2(width), row_tile, num_warps=4)
+    grid = (ceil_div(num_rows, row_tile),)
+    _gated_norm_kernel[grid](y, weight, out, num_rows, eps, width, next_power_of_two(width), row_tile, num_warps=4)
     return out

@@ -1,5 +1,8 @@
 """Normal noise from Philox-4x32-10, the same on every device."""
 
+# A kernel is Python in form only; the type checker does not know Triton's launches, loops and tuples.
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import math
@@ -8,6 +11,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from wm_gym.ops.triton.launch import ceil_div
 
 _TILE = 256  # groups of four normals per program
 
@@ -42,7 +47,7 @@ def frame_noise(keys: Tensor, counters: Tensor, shape: tuple[int, int, int]) -> 
     """Kernel of :func:`wm_gym.ops.step.frame_noise`."""
     out = torch.empty(keys.shape[0], *shape, device=keys.device)
     size = math.prod(shape)
-    groups = triton.cdiv(size, 4)
-    grid = (keys.shape[0] * triton.cdiv(groups, _TILE),)
+    groups = ceil_div(size, 4)
+    grid = (keys.shape[0] * ceil_div(groups, _TILE),)
     _noise_kernel[grid](keys.contiguous(), counters.contiguous(), out, size, groups, _TILE, num_warps=4)
     return out

@@ -1,11 +1,16 @@
 """The end of one residual branch and the adaptive layer norm that opens the next, in one pass over the tokens."""
 
+# A kernel is Python in form only; the type checker does not know Triton's launches, loops and tuples.
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from wm_gym.ops.triton.launch import ceil_div, next_power_of_two
 
 _FILLS_A_GPU = 1024  # programs; beyond it, each takes more tokens
 
@@ -54,13 +59,13 @@ def residual_adaln(
         raise ValueError("gate, shift and scale may be strided over rows but not over channels.")
     num_rows, num_tokens, width = tokens.shape
     out = torch.empty_like(tokens, dtype=out_dtype)
-    tile = 1 if num_rows * num_tokens <= _FILLS_A_GPU else min(8, triton.next_power_of_2(num_tokens))
-    grid = (num_rows * triton.cdiv(num_tokens, tile),)
+    tile = 1 if num_rows * num_tokens <= _FILLS_A_GPU else min(8, next_power_of_two(num_tokens))
+    grid = (num_rows * ceil_div(num_tokens, tile),)
     # Without a branch the kernel reads neither of the two; it still takes pointers.
     branch_given = tokens if branch is None else branch.contiguous()
     gate_given = scale if gate is None else gate
     _residual_adaln_kernel[grid](
         tokens, branch_given, gate_given, shift, scale, out, gate_given.stride(0), shift.stride(0), scale.stride(0),
-        num_tokens, width, triton.next_power_of_2(width), tile, branch is not None, num_warps=4,
+        num_tokens, width, next_power_of_two(width), tile, branch is not None, num_warps=4,
     )  # fmt: skip
     return out

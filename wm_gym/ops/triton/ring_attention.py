@@ -1,12 +1,15 @@
 """Frame-local attention over a ring of cached frames: norms, rotation, softmax and sum in one kernel."""
 
+# A kernel is Python in form only; the type checker does not know Triton's launches, loops and tuples.
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from wm_gym.ops.triton.launch import matrix_operand, matrix_precision
+from wm_gym.ops.triton.launch import ceil_div, matrix_operand, matrix_precision, next_power_of_two
 
 _FILLS_A_GPU = 256  # programs
 
@@ -159,27 +162,28 @@ def ring_attention(
     window = kv_ring.shape[1]
     if not (kv_ring.is_contiguous() and cos.is_contiguous() and sin.is_contiguous()):
         raise ValueError("kv_ring, cos and sin must be contiguous; pass them so.")
-    qkv = qkv.contiguous()
+    qkv, num_cached = qkv.contiguous(), num_cached.contiguous()
+    query_norm, key_norm = query_norm.contiguous(), key_norm.contiguous()
     out = qkv.new_empty(batch, frames, tokens, heads * dim)
     query_tile = _query_tile(frames * tokens, batch * heads)
     sizes = {
         "HEADS": heads,
         "DIM": dim,
-        "DIM_TILE": max(16, triton.next_power_of_2(dim)),
-        "HALF_TILE": max(16, triton.next_power_of_2(dim // 2)),
+        "DIM_TILE": max(16, next_power_of_two(dim)),
+        "HALF_TILE": max(16, next_power_of_two(dim // 2)),
         "WINDOW": window,
         "FRAMES": frames,
         "TOKENS": tokens,
     }
     numbers = {"OPERAND": matrix_operand(qkv.dtype), "PRECISION": matrix_precision(qkv.dtype)}
-    _ring_attention_kernel[(batch * heads * triton.cdiv(frames * tokens, query_tile),)](
+    _ring_attention_kernel[(batch * heads * ceil_div(frames * tokens, query_tile),)](
         qkv, query_norm, key_norm, cos, sin, kv_ring, num_cached, out, dim**-0.5 * 1.4426950408889634,
-        **sizes, QUERY_TILE=query_tile, KEY_TILE=min(64, max(16, triton.next_power_of_2(tokens))), **numbers,
+        **sizes, QUERY_TILE=query_tile, KEY_TILE=min(64, max(16, next_power_of_two(tokens))), **numbers,
         num_warps=8 if query_tile >= 128 else 4,
     )  # fmt: skip
     if num_committed:
         tile = 32
-        _commit_kernel[(batch * triton.cdiv(tokens * heads, tile),)](
+        _commit_kernel[(batch * ceil_div(tokens * heads, tile),)](
             qkv, key_norm, kv_ring, num_cached, **sizes, TILE=tile, num_warps=4
         )
     return out
@@ -187,7 +191,7 @@ def ring_attention(
 
 def _query_tile(num_queries: int, num_heads: int) -> int:
     """Queries per program: fewer where there are few heads, so that more of the GPU works."""
-    tile = min(128, max(16, triton.next_power_of_2(num_queries)))
-    while tile > 16 and num_heads * triton.cdiv(num_queries, tile) < _FILLS_A_GPU:
+    tile = min(128, max(16, next_power_of_two(num_queries)))
+    while tile > 16 and num_heads * ceil_div(num_queries, tile) < _FILLS_A_GPU:
         tile //= 2
     return tile

@@ -1,0 +1,51 @@
+"""Compares the fused training pass with the plain layers, in Triton's interpreter; prints relative errors as JSON.
+
+``python -m tests.ops.fused_cases``; :mod:`tests.ops.test_fused` runs it in a process of its own.
+"""
+
+from __future__ import annotations
+
+import tests.ops.interpreter  # isort: skip
+
+import json
+
+import torch
+
+from tests.ops.layer_cases import errors
+from wm_gym.nn.config import WorldModelConfig
+from wm_gym.ops.triton import bias_gelu, chunk_scan, conv_silu
+
+assert tests.ops.interpreter
+
+
+def tiny(*block_sizes: int) -> WorldModelConfig:
+    return WorldModelConfig(
+        frame_height=16,
+        frame_width=16,
+        width=32,
+        block_sizes=block_sizes,
+        head_dim=32,
+        state_dim=16,
+        window=2,
+        num_attention_heads=2,
+        condition_width=8,
+    )
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    # Small tiles, so that few tokens make several chunks and segments, and the last of each is not full.
+    chunk_scan._CHUNK = 8
+    conv_silu._SEGMENT, conv_silu._SEGMENTS, bias_gelu._STEPS = 5, 4, 3
+    found = {
+        "block 1": errors(tiny(1), 9),
+        "block 2 in segments": errors(tiny(2), 3),
+        "two layers in bfloat16": errors(tiny(1, 2), 3, torch.bfloat16),
+    }
+    chunk_scan._PROGRAMS = 1
+    found["block 2 in one piece, checkpointed"] = errors(tiny(2), 3, checkpoint_layers=True)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""The fused training pass against the plain layers: on the CPU in Triton's interpreter, and on a GPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.ops.layer_cases import errors as errors_of
+from wm_gym.nn.config import WorldModelConfig
+
+pytest.importorskip("triton")
+
+
+@pytest.fixture(scope="module")
+def errors() -> dict[str, dict[str, float]]:
+    """Relative errors of output and gradients by case. Another process: Triton decides at import to interpret."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.ops.fused_cases"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("case", ["block 1", "block 2 in segments", "block 2 in one piece, checkpointed"])
+def test_fused_pass_equals_plain_layers_in_output_and_all_gradients(
+    errors: dict[str, dict[str, float]], case: str
+) -> None:
+    assert len(errors[case]) == 21
+    wrong = {name: error for name, error in errors[case].items() if not error < 1e-4}
+    assert not wrong
+
+
+def test_two_fused_layers_in_bfloat16_stays_close_to_float32(errors: dict[str, dict[str, float]]) -> None:
+    assert errors["two layers in bfloat16"]["output"] < 3e-2
+    wrong = {name: error for name, error in errors["two layers in bfloat16"].items() if not error < 0.1}
+    assert not wrong
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("block_size", [1, 2, 4, 8])
+def test_fused_layer_of_real_size_on_a_gpu_stays_close_to_float32(block_size: int) -> None:
+    found = errors_of(WorldModelConfig(block_sizes=(block_size,)), 21, torch.bfloat16, "cuda")
+    assert found["output"] < 3e-2
+    assert not {name: error for name, error in found.items() if not error < 0.1}

@@ -1,0 +1,315 @@
+"""The selective scan over the tokens of each block, forward and backward, without reordering tokens.
+
+The state-space dual form (arXiv 2405.21060, section 6) with the chunks of a sequence taken one after the other by the
+same program: the state stays in registers, and an input is read once. Long sequences are cut into segments that run
+side by side; what each adds to the state is summed up first (`_scan_segments`) and handed on (`_scan_pass_on`).
+"""
+
+# pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
+# (Triton's types do not describe launches.)
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from wm_gym.ops.triton.scan_steps import scan_steps_backward_kernel, scan_steps_kernel
+from wm_gym.ops.triton.token_order import token_index
+
+_CHUNK = 64
+_STEP_CHUNKS = 16  # chunks whose step sizes a program computes
+# Registers are what limits how many programs share a multiprocessor.
+_FORWARD_LAUNCH = {"num_warps": 4, "num_stages": 2, "maxnreg": 168}
+_BACKWARD_LAUNCH = {"num_warps": 4, "num_stages": 1}
+_PROGRAMS = 1024  # that keep a GPU busy; fewer sequences than that are cut into segments
+
+
+@triton.jit
+def _decay_between(decays, sources, at, Q: tl.constexpr):
+    """Step size of each earlier token times the decay from there to each later one."""
+    q = tl.arange(0, Q)
+    between = tl.load(decays + at + q)[:, None] - tl.load(sources + at + q)[None, :]
+    return tl.exp2(tl.where(q[:, None] >= q[None, :], between, float("-inf")))
+
+
+@triton.jit
+def _scan_segments(
+    values, keys, steps, decays, sums, totals,
+    length, frames, chunks, total_chunks,
+    VALUE_ROW: tl.constexpr, KEY_ROW: tl.constexpr, KEY: tl.constexpr,
+    HEADS: tl.constexpr, P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr, REVERSE: tl.constexpr,
+):  # fmt: skip
+    """What a segment adds to the state at its end (or, reversed, to the state's gradient at its start)."""
+    sequence = tl.program_id(0).to(tl.int64)
+    piece, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
+    first = tl.program_id(1) * chunks
+    count = tl.minimum(chunks, total_chunks - first)
+    p, n, q = tl.arange(0, P), tl.arange(0, N), tl.arange(0, Q)
+    state = tl.zeros((N, P), tl.float32)
+    total = 0.0
+    for step in range(count):
+        chunk = first + (count - 1 - step if REVERSE else step)
+        position = chunk * Q + q
+        inside = position < length
+        token = token_index(piece, position, frames, ROWS, COLUMNS, SIZE)
+        at = (sequence * total_chunks + chunk) * Q
+        last = tl.load(decays + at + Q - 1)
+        cumulative = tl.load(decays + at + q)
+        weight = tl.exp2(cumulative) if REVERSE else tl.exp2(last - cumulative) * tl.load(steps + at + q)
+        value = tl.load(values + token[:, None] * VALUE_ROW + head * P + p[None, :], mask=inside[:, None], other=0.0)
+        key = tl.load(keys + token[:, None] * KEY_ROW + KEY + n[None, :], mask=inside[:, None], other=0.0)
+        key = (key.to(tl.float32) * weight[:, None]).to(value.dtype)
+        state = tl.dot(tl.trans(key), value, acc=state * tl.exp2(last), input_precision="tf32")
+        total += last
+    where = sequence * tl.num_programs(1) + tl.program_id(1)
+    tl.store(sums + where * N * P + n[:, None] * P + p[None, :], state)
+    tl.store(totals + where, tl.exp2(total))
+
+
+@triton.jit
+def _scan_pass_on(sums, totals, segments, SIZE: tl.constexpr, BLOCK: tl.constexpr, REVERSE: tl.constexpr):
+    """Replaces what each segment adds by the state with which it begins (reversed: by the gradient at its end)."""
+    sequence = tl.program_id(0).to(tl.int64)
+    element = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    state = tl.zeros((BLOCK,), tl.float32)
+    for step in range(segments):
+        where = sequence * segments + (segments - 1 - step if REVERSE else step)
+        added = tl.load(sums + where * SIZE + element)
+        tl.store(sums + where * SIZE + element, state)
+        state = state * tl.load(totals + where) + added
+
+
+@triton.jit
+def _scan_forward(
+    mixed, steps, decays, sources, skip, initial, out, states,
+    length, frames, chunks, total_chunks,
+    MIXED: tl.constexpr, INNER: tl.constexpr,
+    HEADS: tl.constexpr, P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr, HAS_INITIAL: tl.constexpr,
+):  # fmt: skip
+    sequence = tl.program_id(0).to(tl.int64)
+    piece, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
+    first = tl.program_id(1) * chunks
+    p, n, q = tl.arange(0, P), tl.arange(0, N), tl.arange(0, Q)
+    tile = n[:, None] * P + p[None, :]
+    direct = tl.load(skip + head)
+    state = tl.zeros((N, P), tl.float32)
+    if HAS_INITIAL:
+        state = tl.load(initial + (sequence * tl.num_programs(1) + tl.program_id(1)) * N * P + tile)
+    for chunk in range(first, tl.minimum(first + chunks, total_chunks)):
+        position = chunk * Q + q
+        inside = position < length
+        token = token_index(piece, position, frames, ROWS, COLUMNS, SIZE)
+        row = mixed + token[:, None] * MIXED
+        x = tl.load(row + head * P + p[None, :], mask=inside[:, None], other=0.0)
+        b = tl.load(row + INNER + n[None, :], mask=inside[:, None], other=0.0)
+        c = tl.load(row + INNER + N + n[None, :], mask=inside[:, None], other=0.0)
+        rounded = state.to(x.dtype)
+        tl.store(states + (sequence * total_chunks + chunk) * N * P + tile, rounded)
+        at = (sequence * total_chunks + chunk) * Q
+        last = tl.load(decays + at + Q - 1)
+        scores = tl.dot(c, tl.trans(b), input_precision="tf32") * _decay_between(decays, sources, at, Q)
+        y = tl.dot(c, rounded, input_precision="tf32") * tl.exp2(tl.load(decays + at + q))[:, None]
+        y = tl.dot(scores.to(x.dtype), x, acc=y, input_precision="tf32") + direct * x.to(tl.float32)
+        tl.store(out + token[:, None] * INNER + head * P + p[None, :], y.to(out.dtype.element_ty), mask=inside[:, None])
+        to_end = tl.exp2(last - tl.load(decays + at + q)) * tl.load(steps + at + q)
+        b = (b.to(tl.float32) * to_end[:, None]).to(x.dtype)
+        state = tl.dot(tl.trans(b), x, acc=state * tl.exp2(last), input_precision="tf32")
+
+
+@triton.jit
+def _scan_backward(
+    grad, mixed, steps, decays, sources, skip, states, final_grad,
+    grad_x, grad_bc, grad_steps, grad_decays, grad_ends, grad_skip,
+    num_tokens, length, frames, chunks, total_chunks,
+    MIXED: tl.constexpr, INNER: tl.constexpr,
+    HEADS: tl.constexpr, P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr, HAS_FINAL: tl.constexpr,
+):  # fmt: skip
+    """Chunks from the last to the first. With W the scores C B^T times the decay between tokens and the earlier one's
+    step, and S the state before the chunk: y = W x + from_start * C S + skip x, and the next state is
+    decay S + (to_end * step * B)^T x.
+    """
+    sequence = tl.program_id(0).to(tl.int64)
+    piece, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
+    program = sequence * tl.num_programs(1) + tl.program_id(1)
+    first = tl.program_id(1) * chunks
+    count = tl.minimum(chunks, total_chunks - first)
+    p, n, q = tl.arange(0, P), tl.arange(0, N), tl.arange(0, Q)
+    tile = n[:, None] * P + p[None, :]
+    direct = tl.load(skip + head)
+    dstate = tl.zeros((N, P), tl.float32)
+    if HAS_FINAL:
+        dstate = tl.load(final_grad + program * N * P + tile)
+    dskip = 0.0
+    for step in range(count):
+        chunk = first + count - 1 - step
+        position = chunk * Q + q
+        rows = (position < length)[:, None]
+        token = token_index(piece, position, frames, ROWS, COLUMNS, SIZE)
+        row = mixed + token[:, None] * MIXED
+        x = tl.load(row + head * P + p[None, :], mask=rows, other=0.0)
+        b = tl.load(row + INNER + n[None, :], mask=rows, other=0.0)
+        c = tl.load(row + INNER + N + n[None, :], mask=rows, other=0.0)
+        dy = tl.load(grad + token[:, None] * INNER + head * P + p[None, :], mask=rows, other=0.0)
+        state = tl.load(states + (sequence * total_chunks + chunk) * N * P + tile)
+        at = (sequence * total_chunks + chunk) * Q
+        last = tl.load(decays + at + Q - 1)
+
+        # Through the scores: dW = dy x^T.
+        decay = _decay_between(decays, sources, at, Q)
+        scores = tl.dot(c, tl.trans(b), input_precision="tf32") * decay
+        dscores = tl.dot(dy, tl.trans(x), input_precision="tf32")
+        dskip += tl.sum(tl.where(q[:, None] == q[None, :], dscores, 0.0))
+        product = dscores * scores
+        through_later = tl.sum(product, 1)
+        through_earlier = tl.sum(product, 0)
+        dcb = (dscores * decay).to(x.dtype)
+        dx = tl.dot(tl.trans(scores.to(x.dtype)), dy, input_precision="tf32")
+
+        # Through the state after the chunk.
+        rounded = dstate.to(x.dtype)
+        to_end = tl.exp2(last - tl.load(decays + at + q)) * tl.load(steps + at + q)
+        reached = tl.dot(b, rounded, input_precision="tf32") * to_end[:, None]
+        overlap = tl.sum(reached * x.to(tl.float32), 1)
+        dx += reached + direct * dy.to(tl.float32)
+        tl.store(grad_x + token[:, None] * INNER + head * P + p[None, :], dx.to(grad_x.dtype.element_ty), mask=rows)
+        end = tl.sum(overlap, 0) + tl.exp2(last) * tl.sum(dstate * state.to(tl.float32))
+        tl.store(grad_ends + sequence * total_chunks + chunk, end)
+        through_earlier += overlap
+        dt = tl.load(steps + at + q)
+        tl.store(grad_steps + at + q, tl.where(dt > 0, through_earlier / dt, 0.0))
+
+        db = tl.dot(x, tl.trans(rounded), input_precision="tf32") * to_end[:, None]
+        db = tl.dot(tl.trans(dcb), c, acc=db, input_precision="tf32")
+        target = grad_bc + (head.to(tl.int64) * num_tokens + token)[:, None] * (2 * N) + n[None, :]
+        tl.store(target, db.to(grad_bc.dtype.element_ty), mask=rows)
+        from_start = tl.exp2(tl.load(decays + at + q))
+        dc = tl.dot(dy, tl.trans(state), input_precision="tf32") * from_start[:, None]
+        through_later += tl.sum(dc * c.to(tl.float32), 1)
+        tl.store(grad_decays + at + q, through_later - through_earlier)
+        dc = tl.dot(dcb, b, acc=dc, input_precision="tf32")
+        tl.store(target + N, dc.to(grad_bc.dtype.element_ty), mask=rows)
+
+        c = (c.to(tl.float32) * from_start[:, None]).to(x.dtype)
+        dstate = tl.dot(tl.trans(c), dy, acc=dstate * tl.exp2(last), input_precision="tf32")
+    tl.store(grad_skip + program, dskip)
+
+
+def _segments(sequences: int, chunks: int) -> tuple[int, int]:
+    """Number of segments of a sequence, and chunks in each."""
+    wanted = min(chunks, -(-_PROGRAMS // sequences))
+    each = -(-chunks // wanted)
+    return -(-chunks // each), each
+
+
+class _Shape:
+    """What all kernels of a scan are told about the tensors."""
+
+    def __init__(self, projected: Tensor, mixed: Tensor, heads: int, inner: int, block_size: int) -> None:
+        batch, frames, rows, columns, channels = mixed.shape
+        self.heads, self.frames = heads, frames
+        self.sizes = (heads, inner // heads, (channels - inner) // 2, _CHUNK)
+        self.grid = (rows, columns, block_size)
+        self.num_tokens = batch * frames * rows * columns
+        self.length = frames * block_size**2
+        self.sequences = batch * rows * columns // block_size**2 * heads
+        self.chunks = triton.cdiv(self.length, _CHUNK)
+        self.segments, self.segment_chunks = _segments(self.sequences, self.chunks)
+        self.step_row = (projected.shape[-1], projected.shape[-1] - heads)
+        self.step_grid = (self.sequences, triton.cdiv(self.chunks, _STEP_CHUNKS))
+
+    def step_sizes(self) -> tuple[int, ...]:
+        return (*self.step_row, self.heads, _CHUNK, _STEP_CHUNKS, *self.grid)
+
+    def boundary_states(self, values: Tensor, keys: Tensor, key: int, steps: Tensor, reverse: bool) -> Tensor | None:
+        """The state before each segment, or the gradient of that after it: ``[sequences, segments, s, d]``, float32."""
+        if self.segments == 1:
+            return None
+        _, dim, state_dim, _ = self.sizes
+        sums = torch.empty(self.sequences, self.segments, state_dim, dim, device=values.device)
+        totals = torch.empty(self.sequences, self.segments, device=values.device)
+        _scan_segments[(self.sequences, self.segments)](
+            values, keys, steps[0], steps[1], sums, totals, self.length, self.frames, self.segment_chunks, self.chunks,
+            values.shape[-1], keys.shape[-1], key, *self.sizes, *self.grid, reverse, num_warps=4,
+        )  # fmt: skip
+        size = state_dim * dim
+        block = min(size & -size, 1024)
+        _scan_pass_on[(self.sequences, size // block)](sums, totals, self.segments, size, block, reverse)
+        return sums
+
+
+def chunk_scan(
+    mixed: Tensor, projected: Tensor, dt_bias: Tensor, log_decay: Tensor, skip: Tensor, inner: int, block_size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The scan over every block, from an empty state; contract of :func:`wm_gym.ops.reference.ssd_scan` per block.
+
+    Args:
+        mixed: x, B and C side by side, ``[B, T, rows, columns, inner + 2 * s]``, contiguous.
+        projected: ``[B, T, rows, columns, width]``, contiguous; its last h channels are the step sizes before
+            ``softplus(. + dt_bias)``.
+        dt_bias, log_decay, skip: ``[h]``, float32; the decay rate is ``-exp(log_decay)``.
+
+    Returns:
+        Outputs ``[B, T, rows, columns, inner]``; and for the backward pass the states before each chunk, and the step
+        sizes and decays of all tokens.
+    """
+    s = _Shape(projected, mixed, dt_bias.shape[0], inner, block_size)
+    steps = torch.empty(3, s.sequences, s.chunks * _CHUNK, device=mixed.device)
+    scan_steps_kernel[s.step_grid](
+        projected, dt_bias, log_decay, *steps, s.length, s.frames, s.chunks, *s.step_sizes(), num_warps=4
+    )
+    initial = s.boundary_states(mixed, mixed, inner, steps, reverse=False)
+    out = mixed.new_empty(*mixed.shape[:-1], inner)
+    states = mixed.new_empty(s.sequences, s.chunks, s.sizes[2], s.sizes[1])
+    _scan_forward[(s.sequences, s.segments)](
+        mixed, *steps, skip, steps if initial is None else initial, out, states,
+        s.length, s.frames, s.segment_chunks, s.chunks,
+        mixed.shape[-1], inner, *s.sizes, *s.grid, initial is not None,
+        **_FORWARD_LAUNCH,
+    )  # fmt: skip
+    return out, states, steps
+
+
+def chunk_scan_backward(
+    grad: Tensor,
+    mixed: Tensor,
+    projected: Tensor,
+    dt_bias: Tensor,
+    log_decay: Tensor,
+    skip: Tensor,
+    states: Tensor,
+    steps: Tensor,
+    block_size: int,
+    grad_projected: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Writes the last h channels of ``grad_projected``.
+
+    Returns:
+        The gradients of x ``[..., inner]``, of B and C ``[..., 2 * s]``, of dt_bias, log_decay and skip.
+    """
+    inner = grad.shape[-1]
+    s = _Shape(projected, mixed, dt_bias.shape[0], inner, block_size)
+    final = s.boundary_states(grad, mixed, inner + s.sizes[2], steps, reverse=True)
+    grad_x = torch.empty_like(grad)
+    grad_bc = grad.new_empty(s.heads, *mixed.shape[:-1], 2 * s.sizes[2])
+    grad_steps, grad_decays = torch.empty_like(steps[0]), torch.empty_like(steps[1])
+    grad_ends = torch.empty(s.sequences, s.chunks, device=grad.device)
+    grad_skip = torch.empty(s.sequences // s.heads, s.heads, s.segments, device=grad.device)
+    _scan_backward[(s.sequences, s.segments)](
+        grad, mixed, *steps, skip, states, steps if final is None else final,
+        grad_x, grad_bc, grad_steps, grad_decays, grad_ends, grad_skip,
+        s.num_tokens, s.length, s.frames, s.segment_chunks, s.chunks,
+        mixed.shape[-1], inner, *s.sizes, *s.grid, final is not None,
+        **_BACKWARD_LAUNCH,
+    )  # fmt: skip
+    partial = torch.empty(s.sequences // s.heads, s.heads, s.step_grid[1], 2, device=grad.device)
+    scan_steps_backward_kernel[s.step_grid](
+        projected, dt_bias, log_decay, steps[0], grad_steps, grad_decays, grad_ends, grad_projected, partial,
+        s.length, s.frames, s.chunks, *s.step_sizes(), num_warps=4,
+    )  # fmt: skip
+    grad_decay, grad_bias = partial.sum((0, 2)).unbind(1)
+    return grad_x, grad_bc.sum(0), grad_bias, grad_decay, grad_skip.sum((0, 2))
