@@ -52,7 +52,7 @@ class StateReadout(nn.Module):
 
     def __init__(self, states: Sequence[Tensor], num_readouts: int) -> None:
         super().__init__()
-        self.scales = [float(state.float().square().mean().sqrt().clamp(min=1e-12)) for state in states]
+        self.scales = [root_mean_square(state) for state in states]
         shapes = [state.shape[1:] for state in states]
         self.left = nn.ParameterList(torch.randn(h, num_readouts, d) / d**0.5 for _, h, d, _ in shapes)
         self.right = nn.ParameterList(torch.randn(h, num_readouts, s) / s**0.5 for _, h, _, s in shapes)
@@ -65,6 +65,11 @@ class StateReadout(nn.Module):
             read = torch.einsum("bkhds,hrs->bkhrd", state.float() / scale, right)
             parts.append((read * left).sum(-1).flatten(1))
         return torch.cat(parts, 1)
+
+
+def root_mean_square(state: Tensor) -> float:
+    """Never 0; without a float32 copy of a large tensor."""
+    return max(float(torch.linalg.vector_norm(state, dtype=torch.float32)) / state.numel() ** 0.5, 1e-12)
 
 
 class FrameReadout(nn.Module):

@@ -55,7 +55,7 @@ def _ssim(frame_shape: tuple[int, ...], device: torch.device) -> Metric:
     try:
         if np.isnan(ssim(blank, blank)).any():
             return Metric("ssim", "", None, f"frames of {frame_shape[0]}x{frame_shape[1]} are too small for SSIM.")
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # a torchvision of another torch raises RuntimeError
         return Metric("ssim", "", None, str(error))
     return Metric("ssim", "", lambda frames, reference: ssim(frames, reference, str(device)))
 
@@ -87,7 +87,7 @@ def _why_no_lpips(frame_shape: tuple[int, ...]) -> str:
     try:
         import torchmetrics  # noqa: F401
         from torchvision.models import AlexNet_Weights
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # a torchvision of another torch raises RuntimeError
         return f"LPIPS needs torchmetrics and torchvision: `pip install torchmetrics torchvision` ({error})."
     url = AlexNet_Weights.IMAGENET1K_V1.url
     weights = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
