@@ -102,6 +102,7 @@ def evaluate_recall(arguments: Arguments, argv: Sequence[str]) -> Recall:
     record = {
         "protocol": options.protocol,
         "conditioning": options.conditioning,
+        "feedback": options.feedback,
         **_subject(arguments, checkpoint, walks),
         **recall.record,
         **provenance("training.evaluate", argv),

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training.recall.options import Memory
+from training.recall.options import Feedback, Memory
+from training.recall.steppers import GraphStepper, StateStepper, Stepper
 from training.rollouts import Rollouts
-from wm_gym.array_typing import Action, Pose
-from wm_gym.codec import model_to_frames
 from wm_gym.nn.state import ModelState
-from wm_gym.ops.step import frame_noise
 from wm_gym.step_graph import StepGraph
 from wm_gym.world_model import WorldModel
-
-ROWS_PER_PREFILL = 8  # bounds the memory that reading a context in parallel takes
-
-Stepper = Callable[[Action, Pose | None], Tensor]
 
 
 class Dreamer:
@@ -32,6 +24,7 @@ class Dreamer:
         model: frozen.
         batch_size: dreams at a time.
         cleared_frames: frames of the context that a cleared memory still reads; 0: window + 1.
+        feedback: what enters the memories after each step, the imagined frame or the real one.
     """
 
     def __init__(
@@ -41,10 +34,12 @@ class Dreamer:
         num_denoising_steps: int = 1,
         noise_seed: int = 0,
         cleared_frames: int = 0,
+        feedback: Feedback = "dreamed",
     ) -> None:
         self.model = model
         # As many as local attention and the pending frame hold: the newest past is known, everything else is gone.
         self._cleared_frames = cleared_frames or model.config.window + 1
+        self._feedback: Feedback = feedback
         self.batch_size = batch_size
         self._num_denoising_steps = num_denoising_steps
         self._noise_seed = noise_seed
@@ -69,47 +64,27 @@ class Dreamer:
 
     def _imagine_batch(self, walks: Rollouts, rows: Tensor, num_context: int, memory: Memory) -> Tensor:
         device, num_frames = self.model.device, walks.frames.shape[1] - num_context
-        step = self._start(walks, rows, num_context, memory)
+        stepper = self._start(walks, rows, num_context, memory)
         # All on the device at once: a copy for every step would wait for it.
         actions = walks.actions[rows, num_context - 1 :].to(device)
         poses = walks.pose[rows, num_context:].to(device) if self.model.config.pose_size else None
+        real = walks.frames[rows, num_context:].to(device) if self._feedback == "real" else None
         frames = torch.empty(len(rows), num_frames, *walks.frames.shape[2:], dtype=torch.uint8, device=device)
         for t in tqdm(range(num_frames), desc=f"dreaming, memory {memory}", unit="frame", leave=False):
-            frames[:, t] = step(actions[:, t], None if poses is None else poses[:, t])
+            frames[:, t] = stepper.step(actions[:, t], None if poses is None else poses[:, t])
+            if real is not None:
+                stepper.correct(real[:, t])
         return frames.cpu()
 
     def _start(self, walks: Rollouts, rows: Tensor, num_context: int, memory: Memory) -> Stepper:
-        """Reads the contexts and returns what makes frame after frame."""
         keys = torch.tensor([self._noise_seed + walks.seeds[row] for row in rows.tolist()], device=self.model.device)
-        graph = self._graph
-        if graph is None:
-            return self._start_eager(self._read(walks, rows, num_context, memory), keys)
-        # A last, smaller batch dreams its first rows again where the graph has rows to spare.
-        filled = torch.arange(graph.batch_size) % len(rows)
-        for start in range(0, graph.batch_size, ROWS_PER_PREFILL):
-            places = torch.arange(start, min(start + ROWS_PER_PREFILL, graph.batch_size))
-            graph.load(self._read(walks, rows[filled[places]], num_context, memory), places)
-        take = filled.to(keys.device)
-        graph.set_noise(keys[take])
 
-        def step(action: Action, pose: Pose | None) -> Tensor:
-            return graph.step(action[take], None if pose is None else pose[take]).frame[: len(rows)]
+        def read(dreams: Tensor) -> ModelState:
+            return self._read(walks, rows[dreams], num_context, memory)
 
-        return step
-
-    def _start_eager(self, state: ModelState, keys: Tensor) -> Stepper:
-        c = self.model.config
-        shape = (c.frame_channels, c.frame_height, c.frame_width)
-        counters = torch.zeros_like(keys)
-
-        def step(action: Action, pose: Pose | None) -> Tensor:
-            nonlocal state
-            noise = frame_noise(keys, counters, shape)
-            prediction, state = self.model.step(state, action, noise, self._num_denoising_steps, pose)
-            counters.add_(1)
-            return model_to_frames(prediction.frame)
-
-        return step
+        if self._graph is None:
+            return StateStepper(self.model, self._num_denoising_steps, read, keys)
+        return GraphStepper(self._graph, read, keys)
 
     def _read(self, walks: Rollouts, rows: Tensor, num_context: int, memory: Memory) -> ModelState:
         device = self.model.device

@@ -69,7 +69,7 @@ def measure_recall(
     check_conditioning(model, walks, options)
     places = locate(walks.pose.numpy(), num_context, options.seen_distance, options.seen_angle)
     batch_size = min(batch_size, len(walks.seeds))
-    dreamer = Dreamer(model, batch_size, num_denoising_steps, noise_seed, options.cleared_frames)
+    dreamer = Dreamer(model, batch_size, num_denoising_steps, noise_seed, options.cleared_frames, options.feedback)
     dreamed = {memory: dreamer.imagine(walks, num_context, memory).numpy() for memory in options.memory}
     real = walks.frames.numpy()
     columns = {**dreamed, **_copies(walks.frames, num_context, places)}
@@ -118,6 +118,8 @@ def _definitions(dreamer: Dreamer, num_context: int, options: RecallOptions) -> 
     }
     return {
         **{memory: words[memory] for memory in options.memory},
+        "dreamed": "every frame follows "
+        + ("those imagined before it" if options.feedback == "dreamed" else "real ones"),
         "copy_last": "the last frame of the context, unchanged",
         "copy_nearest": "the frame of the context with the nearest pose, unchanged",
         "seen": f"a frame of the context was taken within {options.seen_distance:g} cells and with a heading within "

@@ -12,6 +12,7 @@ import tyro
 from training.frames import RecordingOptions
 
 Memory = Literal["kept", "cleared"]
+Feedback = Literal["dreamed", "real"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class RecallOptions:
     """cleared: the model reads only the last frames of the context, and starts from nothing there."""
     cleared_frames: int = 0
     """How many those are; 0: what the model's local attention sees, window + 1."""
+    feedback: Feedback = "dreamed"
+    """dreamed: the model goes on from its own frames, as an environment does. real: every frame is predicted from the
+    real frames before it, so that recall is measured without drift."""
     rollouts: Path | None = None
     """Store of the real walks; what it lacks is recorded into it. None: a folder beside the JSON file."""
     recording: Annotated[RecordingOptions, tyro.conf.arg(name="")] = field(default_factory=RecordingOptions)

@@ -40,7 +40,8 @@ def write_plots(path: Path, record: Mapping[str, Any]) -> None:
                 axes.legend(frameon=False, fontsize=8)
     figure.suptitle(
         f"{record['protocol']} by {record['conditioning']}: {record['context']} → {record['frames']} frames, "
-        f"{len(record['seeds'])} mazes, denoising steps: {record['num_denoising_steps']}",
+        f"{len(record['seeds'])} mazes, denoising steps: {record['num_denoising_steps']}, "
+        f"each frame after {record['feedback']} ones",
         fontsize=11,
     )
     figure.tight_layout()

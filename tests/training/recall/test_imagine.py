@@ -9,7 +9,10 @@ from tests.tiny import tiny_model
 from tests.toy_store import make_toy_store
 from training.baselines import BaselineConfig, build_model
 from training.recall.imagine import Dreamer
+from training.recall.options import Feedback
 from training.rollouts import Rollouts, read_rollouts
+from wm_gym.codec import model_to_frames
+from wm_gym.ops.step import frame_noise
 from wm_gym.world_model import WorldModel
 
 FIRST = 7_000_000
@@ -53,12 +56,15 @@ def test_a_dream_does_not_depend_on_its_batch(walks: Rollouts, batch_size: int) 
     assert not torch.equal(together[0], together[1])
 
 
+@pytest.mark.parametrize("feedback", ["dreamed", "real"])
 @pytest.mark.parametrize("overrides", [{}, {"pose_size": 4}])
-def test_models_of_other_kinds_dream_the_same_by_their_step(walks: Rollouts, overrides: dict[str, int]) -> None:
+def test_models_of_other_kinds_dream_the_same_by_their_step(
+    walks: Rollouts, overrides: dict[str, int], feedback: Feedback
+) -> None:
     model = tiny_model(**overrides)
     other = OtherModel(model.config).eval()
     other.load_state_dict(model.state_dict())
-    graph, eager = Dreamer(model, 3, 2, noise_seed=5), Dreamer(other, 3, 2, noise_seed=5)
+    graph, eager = (Dreamer(each, 3, 2, noise_seed=5, feedback=feedback) for each in (model, other))
     assert_about_equal(eager.imagine(walks, CONTEXT, "kept"), graph.imagine(walks, CONTEXT, "kept"))
 
 
@@ -72,6 +78,20 @@ def test_a_kept_memory_knows_the_first_frame_and_a_cleared_one_only_the_last_win
     assert dreamer.num_frames_read("cleared", CONTEXT) == 4
     assert dreamer.num_frames_read("cleared", 2) == 2
     assert Dreamer(tiny_model(window=3), 3, cleared_frames=7).num_frames_read("cleared", CONTEXT) == 7
+
+
+def test_with_real_feedback_a_frame_is_what_the_model_predicts_from_the_real_frames_before_it(
+    walks: Rollouts,
+) -> None:
+    model, length = tiny_model(), CONTEXT + 5
+    imagined = Dreamer(model, 2, feedback="real").imagine(walks, CONTEXT, "kept")
+    keys, counters = torch.tensor(walks.seeds), torch.full((3,), 5)
+    with torch.no_grad():
+        state = model.prefill(model.initial_state(3), walks.frames[:, :length], walks.actions[:, : length - 1])
+        noise = frame_noise(keys, counters, (3, 16, 16))
+        prediction, _ = model.step(state, walks.actions[:, length - 1], noise)
+    assert_about_equal(imagined[:, 5], model_to_frames(prediction.frame))
+    assert not torch.equal(imagined[:, 5], Dreamer(model, 2).imagine(walks, CONTEXT, "kept")[:, 5])
 
 
 def test_a_baseline_dreams_too_and_recalls_what_its_cleared_memory_cannot(walks: Rollouts) -> None:
