@@ -72,7 +72,8 @@ def run(config: StateDtypeConfig) -> dict[str, Any]:
                 ]
                 if name == "perturbed":
                     pair[1].memory.frame[:, 0, 0, 0] += 2 / 255
-                found[name]["following" if follows else "free"] = compare(pair[0], pair[1], actions, follows, config.marks)
+                parts = compare(pair[0], pair[1], actions, follows, config.marks)
+                found[name]["following" if follows else "free"] = parts
     return {**provenance("training.bench_state_dtype", command_arguments()), **settings(config), "against": found}
 
 

@@ -134,7 +134,7 @@ class EpisodeDataset:
         if len(pose_sizes) > 1:
             raise ValueError(f"Episodes in {self._store.path} have poses of different sizes: {sorted(pose_sizes)}.")
         self.frames = frames
-        self.pose = _extended(self.pose.reshape(-1, *pose_sizes), [episode.pose for episode in episodes])
+        self.pose = _extended(self.pose.reshape(len(self.pose), *pose_sizes), [episode.pose for episode in episodes])
         self.actions = _extended(self.actions, [episode.actions for episode in episodes])
         self.rewards = _extended(self.rewards, [episode.rewards for episode in episodes])
         self.terminations = _extended(self.terminations, [episode.terminations for episode in episodes])

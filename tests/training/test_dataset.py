@@ -1,3 +1,4 @@
+import dataclasses
 import os
 from collections import Counter
 from pathlib import Path
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.toy_store import make_toy_store
+from tests.toy_store import make_toy_store, toy_episode, toy_header
 from training.dataset import Batch, EpisodeDataset
 from training.store import Episode, EpisodeStore, EpisodeWriter, StoreHeader, create_store
 
@@ -187,3 +188,14 @@ def test_a_dataset_on_the_gpu_gives_the_batches_of_one_on_the_cpu(tmp_path: Path
     left, right = (dataset.sample(16, 10, generator()) for dataset in (on_cpu, on_gpu))
     assert right.frames.is_cuda
     assert equal(left, Batch(**{name: tensor.cpu() for name, tensor in vars(right).items()}))
+
+
+def test_episodes_of_an_environment_that_tells_no_pose_are_loaded_and_added(tmp_path: Path) -> None:
+    store = create_store(tmp_path / "data", toy_header())
+    writer = EpisodeWriter(store, "train")
+    first, second = (dataclasses.replace(toy_episode(seed), pose=np.zeros((41, 0), np.float32)) for seed in range(2))
+    writer.write(first)
+    dataset = EpisodeDataset(tmp_path / "data")
+    writer.write(second)
+    assert dataset.refresh() == 1
+    assert dataset.pose.shape == (82, 0) and dataset.num_episodes == 2

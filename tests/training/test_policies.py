@@ -119,6 +119,35 @@ def test_navigator_frees_itself_from_a_place_where_walking_fails() -> None:
     assert len(set(actions)) == 6
 
 
+def test_oracle_touches_targets_several_times_as_often_as_the_navigator() -> None:
+    rewards = {}
+    for name in ("oracle", "navigator"):
+        env = ToyMaze(NINE)
+        rewards[name] = walk(env, make_policy(name, env, 0), 500)[2]
+    assert rewards["oracle"] >= 9
+    assert rewards["oracle"] >= 2 * rewards["navigator"]
+
+
+def test_oracle_turns_to_the_new_target_at_once() -> None:
+    env = ToyMaze(NINE)
+    obs, info = env.reset(seed=0)
+    oracle = make_policy("oracle", env, 0)
+    oracle.reset(info)
+    for index in range(len(info["targets"])):
+        info["target_index"] = index
+        oracle(obs, info)
+        x, y = info["targets"][index]
+        assert oracle._path[-1] == (int(x), int(y))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_oracle_frees_itself_from_a_place_where_walking_fails() -> None:
+    env = ToyMaze(NINE)
+    obs, info = env.reset(seed=0)
+    oracle = make_policy("oracle", env, 0)
+    oracle.reset(info)
+    assert len({oracle(obs, info) for _ in range(100)}) > 3  # The pose never changes: the agent is stuck.
+
+
 def test_random_policy_is_decided_by_its_seed_and_leaves_the_environment_alone() -> None:
     env = ToyMaze(NINE)
     env.action_space.seed(0)

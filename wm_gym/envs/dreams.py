@@ -118,6 +118,13 @@ class Dreams:
         noise = self._graph.noise_keys.element_size() + self._graph.noise_counters.element_size()
         return self._graph.memory.num_bytes // self.num_rows + noise
 
+    @property
+    def ssm_states(self) -> tuple[torch.Tensor, ...]:
+        """SSM states of all layers, [B, K, h, d, s] each. Raises ResetNeeded before the first reset."""
+        if not self._started:
+            raise gym.error.ResetNeeded("There is no memory to look at yet: call reset first.")
+        return tuple(layer.ssm_state for layer in self._graph.memory.layers)
+
     def start(
         self, rows: Sequence[int], randoms: Sequence[np.random.Generator], contexts: Sequence[Context | None]
     ) -> None:

@@ -87,6 +87,14 @@ class WorldModelEnv(gym.Env[np.ndarray, Any]):
         self._closed = False
 
     @property
+    def ssm_states(self) -> tuple[torch.Tensor, ...]:
+        """The long memory as it is now: SSM states of all layers, [B, K, h, d, s] each. Read them before the next step.
+
+        Raises ResetNeeded before the first reset.
+        """
+        return self._dreams.ssm_states
+
+    @property
     def state_bytes_per_env(self) -> int:
         """Bytes that the memory of the dream takes on the device, from its first step to its last."""
         return self._dreams.state_bytes_per_row

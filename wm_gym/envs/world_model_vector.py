@@ -19,6 +19,7 @@ from wm_gym.contexts import Context, make_context
 from wm_gym.envs.actions import DeviceActionCheck, check_actions
 from wm_gym.envs.dreams import Dreams, DreamSettings, DreamState, DreamStep
 from wm_gym.envs.world_model import check_options
+from wm_gym.world_model import WorldModel
 
 Seeds = int | Sequence[int | None] | None
 
@@ -99,6 +100,19 @@ class WorldModelVectorEnv(VectorEnv[Any, Any, Any]):
     def np_random_seed(self) -> tuple[int | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One seed per row."""
         return tuple(self._seeds)
+
+    @property
+    def model(self) -> WorldModel:
+        """The model that dreams."""
+        return self._dreams.model
+
+    @property
+    def ssm_states(self) -> tuple[torch.Tensor, ...]:
+        """The long memory as it is now: SSM states of all layers, [B, K, h, d, s] each. Read them before the next step.
+
+        Raises ResetNeeded before the first reset.
+        """
+        return self._dreams.ssm_states
 
     @property
     def state_bytes_per_env(self) -> int:

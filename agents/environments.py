@@ -1,0 +1,96 @@
+"""Environments as agents meet them: one at a time to be scored in, many at once to learn in, with or without memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.registration import load_env_creator
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+import wm_gym  # noqa: F401 (registers the environments)
+from wm_gym.wrappers import MemoryObservation, MemoryVectorObservation
+
+
+@dataclass(frozen=True)
+class MemorySpec:
+    """The feature of a model's memory that an agent sees beside the image: see `wm_gym.wrappers.MemoryObservation`."""
+
+    checkpoint: str  # the model that reads real frames; a dream is read by the model that dreams it
+    size: int = 256
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """What `gym.make` needs, in JSON types, so that it can be kept in a file and sent to another process."""
+
+    env: str  # id, or "module:Id"
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    max_episode_steps: int | None = None  # of a real environment; a dream has its horizon
+    memory: MemorySpec | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The specification as a dictionary of JSON types."""
+        return dataclasses.asdict(self)
+
+    def make(self) -> gym.Env[Any, Any]:
+        """One environment. Raises what `gym.make` raises, gymnasium.error.Error for an unknown id among it."""
+        env = gym.make(self.env, disable_env_checker=True, **self._arguments())
+        if self.memory is None:
+            return env
+        checkpoint = None if self.is_dream() else self.memory.checkpoint
+        return MemoryObservation(env, checkpoint, self.memory.size, self.memory.seed)
+
+    def make_batch(self, num_envs: int, device: str = "cpu") -> VectorEnv[Any, Any, Any]:
+        """Many environments that reset in the step that ends them: dreams in one batch, others in a process each."""
+        mode = AutoresetMode.SAME_STEP if self.memory is None else AutoresetMode.DISABLED
+        if self.is_dream():
+            envs = gym.make_vec(
+                self.env,
+                num_envs,
+                vectorization_mode="vector_entry_point",
+                autoreset_mode=mode.value,
+                device=device,
+                **self.kwargs,
+            )
+        else:
+            envs = gym.make_vec(
+                self.env,
+                num_envs,
+                vectorization_mode="async" if num_envs > 1 else "sync",
+                vector_kwargs={"autoreset_mode": mode},
+                **self._arguments(),
+            )
+        if self.memory is None:
+            return envs
+        checkpoint = None if self.is_dream() else self.memory.checkpoint
+        return MemoryVectorObservation(envs, checkpoint, self.memory.size, self.memory.seed, device)
+
+    def _arguments(self) -> dict[str, Any]:
+        limit = {} if self.max_episode_steps is None else {"max_episode_steps": self.max_episode_steps}
+        return {**self.kwargs, **limit}
+
+    def is_dream(self) -> bool:
+        """Whether a world model dreams this environment. Raises as `make` for an unknown id."""
+        module, _, env_id = self.env.rpartition(":")
+        if module:
+            importlib.import_module(module)
+        entry = gym.spec(env_id).vector_entry_point
+        # A dream shows its memory; other environments may have batched versions, too.
+        return hasattr(load_env_creator(entry) if isinstance(entry, str) else entry, "ssm_states")
+
+
+def parse_kwargs(text: str) -> dict[str, Any]:
+    """The JSON object of an --env-kwargs. Raises ValueError for anything else."""
+    try:
+        kwargs = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"Arguments of gym.make are given as a JSON object, got {text!r} ({error}).") from error
+    if not isinstance(kwargs, dict):
+        raise ValueError(f"Arguments of gym.make are given as a JSON object, got {text!r}.")
+    return kwargs

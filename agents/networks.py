@@ -1,0 +1,57 @@
+"""What a policy sees of an observation: an image, with or without the memory of a world model."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import torch
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import Tensor, nn
+
+_CHANNELS = (32, 64, 64, 64)
+
+
+class ImageAndMemory(BaseFeaturesExtractor):
+    """Convolutions that halve the image until 4 pixels are left, beside a projection of the memory, if there is one.
+
+    Stable-Baselines3's own convolutions take images from 36 pixels on; these take any of 8 and more.
+
+    Args:
+        observation_space: an image [C, H, W], or {"image": one, "memory": [size]}.
+        features_dim: numbers for the image, and as many for the memory.
+
+    Raises:
+        ValueError: an image of fewer than 8 pixels, or other observations.
+    """
+
+    def __init__(self, observation_space: gym.Space, features_dim: int = 256) -> None:
+        spaces = observation_space.spaces if isinstance(observation_space, gym.spaces.Dict) else {}
+        image = spaces.get("image", observation_space)
+        shape = image.shape or ()
+        if (spaces and set(spaces) != {"image", "memory"}) or len(shape) != 3 or min(shape[1:]) < 8:
+            raise ValueError(
+                f"Expected an image of 8 pixels or more, with or without a memory, got {observation_space}."
+            )
+        super().__init__(observation_space, features_dim * (2 if spaces else 1))
+        layers: list[nn.Module] = []
+        channels, size = shape[0], min(shape[1:])
+        for width in _CHANNELS:
+            if size <= 4:
+                break
+            layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1), nn.ReLU()]
+            channels, size = width, (size + 1) // 2
+        self.convolutions = nn.Sequential(*layers, nn.Flatten())
+        with torch.no_grad():
+            num_flat = self.convolutions(torch.zeros(1, *shape)).shape[1]
+        self.image = nn.Sequential(nn.Linear(num_flat, features_dim), nn.ReLU())
+        self.memory = None
+        if spaces:
+            size = gym.spaces.flatdim(spaces["memory"])
+            self.memory = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, features_dim), nn.ReLU())
+
+    def forward(self, observations: Tensor | dict[str, Tensor]) -> Tensor:
+        """Features [B, features_dim], or twice as many with a memory; images in [0, 1]."""
+        if isinstance(observations, Tensor):
+            return self.image(self.convolutions(observations))
+        assert self.memory is not None
+        image = self.image(self.convolutions(observations["image"]))
+        return torch.cat([image, self.memory(observations["memory"])], dim=1)

@@ -1,0 +1,211 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("stable_baselines3")
+
+from stable_baselines3 import PPO
+
+from agents.evaluate import EvaluateConfig, evaluate
+from agents.networks import ImageAndMemory
+from agents.ppo import PRESETS, PpoConfig, main, make_specs, parse_arguments, train
+from agents.real_score import read_scores
+
+DREAM_ID = "LSSVWM-MemoryMaze-v0"
+TOY_ID = "tests.toy_env:tests/ToyMaze-v0"
+
+
+def config(tmp_path: Path, tiny_kwargs=None, **changes) -> PpoConfig:
+    """A run of two short updates, in a dream of a random model or else in the toy maze."""
+    values = {
+        "env": TOY_ID if tiny_kwargs is None else DREAM_ID,
+        "env_kwargs": json.dumps(tiny_kwargs or {}),
+        "real_env": TOY_ID,
+        "real_env_kwargs": '{"max_episode_steps": 5}',
+        "out": tmp_path / "run",
+        "total_timesteps": 64,
+        "seeds": 1,
+        "num_envs": 4,
+        "num_steps": 8,
+        "batch_size": 16,
+        "epochs": 1,
+        "score_every": 32,
+        "score_episodes": 2,
+        "features": 16,
+        "device": "cpu",
+    }
+    return PpoConfig(**{**values, **changes})
+
+
+def model_digest(folder: Path) -> bytes:
+    return (folder / "model.zip").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["plain", "memory", "recurrent"])
+def test_a_run_in_a_dream_leaves_models_scores_and_curves_that_can_be_evaluated(tmp_path, tiny_kwargs, kind):
+    changes = {"memory": {"memory": True, "memory_size": 8}, "recurrent": {"recurrent": True}, "plain": {}}[kind]
+    run = config(tmp_path, tiny_kwargs, **changes)
+    scores = train(run)["seed_0"]
+    assert [score["timesteps"] for score in scores] == [32, 64]
+    for score in scores:
+        assert score["real_length"] == 5
+        assert score["gap"] is None or score["gap"] == pytest.approx(1 - score["real_return"] / score["dreamed_return"])
+    folder = run.out / "seed_0"
+    assert (folder / "best.zip").is_file() and list((folder / "tensorboard").rglob("events.*"))
+    report = evaluate(
+        EvaluateConfig(str(run.out), tmp_path / "e.json", TOY_ID, '{"max_episode_steps": 5}', episodes=2, workers=1)
+    )
+    assert report["by_model"]["seed_0"]["episodes"] == 2 and "dreamed_return" in report
+
+
+def test_the_same_command_trains_in_a_real_environment(tmp_path):
+    run = config(tmp_path, num_envs=2, num_steps=16, real_env=None, seeds=2)
+    scores = train(run)
+    assert set(scores) == {"seed_0", "seed_1"} and scores["seed_0"][-1]["dreamed_return"] is None
+    assert not (run.out / "seed_0" / "dreamed.json").exists()
+
+
+def test_memory_is_shown_in_a_real_environment_too(tmp_path, tiny_kwargs):
+    memory = {"memory": True, "memory_size": 8, "memory_checkpoint": tiny_kwargs["checkpoint"]}
+    run = config(tmp_path, num_envs=2, num_steps=16, real_env=None, real_env_kwargs="{}", **memory)
+    assert train(run)["seed_0"][-1]["timesteps"] == 64
+
+
+def test_a_run_goes_on_where_it_stopped_and_does_nothing_when_it_is_done(tmp_path, tiny_kwargs):
+    first = config(tmp_path, tiny_kwargs)
+    train(first)
+    before = model_digest(first.out / "seed_0")
+    train(first)
+    assert model_digest(first.out / "seed_0") == before
+    longer = dataclasses.replace(first, total_timesteps=128)
+    assert [score["timesteps"] for score in train(longer)["seed_0"]] == [32, 64, 96, 128]
+    assert model_digest(first.out / "seed_0") != before
+
+
+def test_a_killed_run_keeps_its_newest_model(tmp_path, tiny_kwargs, monkeypatch):
+    run = config(tmp_path, tiny_kwargs, score_every=0, checkpoint_minutes=0.0, total_timesteps=96)
+    calls = []
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("agents.real_score.RealScore._score", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(run)
+    monkeypatch.undo()
+    learn = PPO.learn
+
+    def counted(self, *arguments, **keywords):
+        calls.append(self.num_timesteps)
+        return learn(self, *arguments, **keywords)
+
+    monkeypatch.setattr(PPO, "learn", counted)
+    scores = train(run)["seed_0"]
+    assert calls == [64], "It was saved before the last rollout of 32 steps."
+    assert scores[-1]["timesteps"] == 96
+
+
+def test_other_settings_do_not_continue_a_run(tmp_path, tiny_kwargs):
+    run = config(tmp_path, tiny_kwargs)
+    train(run)
+    for changes in ({"learning_rate": 1.0}, {"horizon": 3}, {"memory": True}, {"real_env_kwargs": "{}"}):
+        with pytest.raises(ValueError, match="other settings"):
+            train(dataclasses.replace(run, **changes))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(ValueError, match="no run of"):
+        train(dataclasses.replace(run, out=tmp_path / "full"))
+
+
+def test_training_stops_early_when_reality_gets_no_better(tmp_path, tiny_kwargs, monkeypatch):
+    returns = iter([1.0, 3.0, 2.0, 3.0, 99.0])
+
+    def score(spec, policy, seeds, workers):
+        value = next(returns)
+        return iter([{"seed": seed, "return": value, "length": 5} for seed in seeds])
+
+    monkeypatch.setattr("agents.real_score.score", score)
+    run = config(tmp_path, tiny_kwargs, patience=2, total_timesteps=1000)
+    scores = train(run)["seed_0"]
+    assert [one["real_return"] for one in scores] == [1, 3, 2, 3] and scores[-1]["stopped"]
+    assert scores[-1]["timesteps"] < 200
+    folder = run.out / "seed_0"
+    assert json.loads((folder / "dreamed.json").read_text())["timesteps"] == scores[1]["timesteps"]
+    assert train(run)["seed_0"] == scores == read_scores(folder)
+
+
+def test_the_horizon_cuts_dreams_and_real_episodes_alike(tmp_path, tiny_kwargs):
+    for kwargs in (None, tiny_kwargs):
+        envs = make_specs(config(tmp_path, kwargs, horizon=3))[0].make_batch(2)
+        envs.reset(seed=0)
+        lengths, longest = np.zeros(2), 0
+        for _ in range(30):
+            *_, terminated, truncated, _ = envs.step(np.zeros(2, np.int64))
+            lengths += 1
+            longest = max(longest, lengths.max())
+            lengths[terminated | truncated] = 0
+        envs.close()
+        assert longest == 3
+
+
+def test_the_network_takes_images_from_8_pixels_on_and_memories():
+    for side in (8, 16, 30, 64):
+        image = gym.spaces.Box(0, 1, (3, side, side), np.float32)
+        assert ImageAndMemory(image, 12)(torch.rand(2, 3, side, side)).shape == (2, 12)
+        memory = gym.spaces.Box(-np.inf, np.inf, (5,), np.float32)
+        both = ImageAndMemory(gym.spaces.Dict({"image": image, "memory": memory}), 12)
+        given = {"image": torch.rand(2, 3, side, side), "memory": torch.randn(2, 5)}
+        assert both(given).shape == (2, 24)
+        assert not torch.equal(both(given), both({**given, "memory": torch.randn(2, 5)}))
+
+
+def test_a_preset_changes_defaults_and_options_override_it(tmp_path):
+    arguments = ["--env", TOY_ID, "--preset", "smoke", "--out", str(tmp_path), "--epochs", "7"]
+    smoke = parse_arguments(arguments)
+    assert smoke.epochs == 7 and smoke.num_envs == PRESETS["smoke"]["num_envs"] != PpoConfig("e", tmp_path).num_envs
+    with pytest.raises(ValueError, match="smoke"):
+        parse_arguments(["--preset", "huge"])
+
+
+def test_bad_input_is_a_clear_error(tmp_path, tiny_kwargs, monkeypatch, capsys):
+    with pytest.raises(ValueError, match="num_steps must be"):
+        config(tmp_path, num_steps=0)
+    with pytest.raises(ValueError, match="real-env"):
+        train(config(tmp_path, tiny_kwargs, real_env=None))
+    with pytest.raises(ValueError, match="this environment has"):
+        train(config(tmp_path, tiny_kwargs, memory=True, real_env_kwargs='{"size": 32}'))
+    with pytest.raises(ValueError, match="leave memory_checkpoint out"):
+        train(config(tmp_path, tiny_kwargs, memory_checkpoint="memory-maze"))
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="cuda"):
+            train(config(tmp_path / "gpu", tiny_kwargs, device="cuda"))
+    with pytest.raises(ValueError, match="image of 8 pixels"):
+        train(config(tmp_path / "flat", env="CartPole-v1", real_env=None, real_env_kwargs="{}"))
+    monkeypatch.setattr("sys.argv", ["ppo", "--env", "NoSuch-v0", "--out", str(tmp_path / "no")])
+    assert main() == 1
+    assert "NoSuch" in capsys.readouterr().err
+
+
+def test_an_agent_learns_a_world_within_seconds(tmp_path):
+    # In the world itself; test_an_agent_that_learned_in_a_dream_... goes through a dream and takes longer.
+    line = {"env": "examples.agent_in_a_dream:Line-v0", "real_env": None, "real_env_kwargs": "{}"}
+    smoke = {**PRESETS["smoke"], "num_envs": 1, "num_steps": 256, "total_timesteps": 3072, "score_every": 0}
+    score = train(config(tmp_path, **{**smoke, **line}))["seed_0"][-1]
+    assert score["real_return"] > 15, "Random play gets 5.5 on the average."
+
+
+@pytest.mark.slow
+def test_an_agent_that_learned_in_a_dream_is_far_above_random_in_reality(line_dream, tmp_path):
+    arguments = ["--env", DREAM_ID, "--env-kwargs", json.dumps(line_dream), "--out", str(tmp_path / "run")]
+    train(parse_arguments([*arguments, "--preset", "smoke", "--total-timesteps", "12288"]))
+    line = {"env": "examples.agent_in_a_dream:Line-v0", "episodes": 20, "workers": 1}
+    learned = evaluate(EvaluateConfig(policy=str(tmp_path / "run"), out=tmp_path / "learned.json", **line))
+    random = evaluate(EvaluateConfig(policy="random", out=tmp_path / "random.json", **line))
+    assert random["mean_return"] < 9
+    assert learned["mean_return"] > 17 > random["interval95"][1], "24 steps, of which up to 3 lead to the right cell."
+    assert abs(learned["gap"]) < 0.5
