@@ -2,18 +2,19 @@
 
 Frames: after real context frames the model dreams on under the recorded actions; PSNR against the real frames, beside
 that of repeating the last context frame. Reward head: precision and recall on real rollouts, read frame by frame.
+
+With --protocol retrieval or reasoning: how much of the context is recalled, out to long dreams (`training.recall`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -23,9 +24,14 @@ from tqdm import tqdm
 
 from training.baselines import model_type
 from training.provenance import provenance
+from training.recall.measure import Recall, measure_recall, print_recall
+from training.recall.options import RecallOptions
+from training.recall.pictures import write_plots, write_strips
+from training.recall.walks import recorded_walks, reversed_walks
+from training.reward_head import head_figures, on_device, row_batches
 from training.rollouts import Rollouts, check_held_out, read_rollouts, record_rollouts
 from wm_gym.checkpoint import Checkpoint, load_checkpoint, resolve_device
-from wm_gym.codec import frames_to_model, model_to_frames
+from wm_gym.codec import model_to_frames
 from wm_gym.comparison.metrics import psnr
 from wm_gym.files import write_json
 from wm_gym.film import Film, write_strip
@@ -51,6 +57,7 @@ class Arguments:
     device: str = "auto"  # "auto" takes the GPU if there is one
     batch_size: int = 0  # mazes at a time; 0: 8 on a CPU, 64 on a GPU
     strips: Path | None = None  # folder for film strips (PNG), real above dream, of the worst, median and best maze
+    recall: Annotated[RecallOptions, tyro.conf.arg(name="")] = field(default_factory=RecallOptions)
 
 
 def evaluate(arguments: Arguments, argv: Sequence[str]) -> dict[str, Any]:
@@ -60,15 +67,8 @@ def evaluate(arguments: Arguments, argv: Sequence[str]) -> dict[str, Any]:
         FileNotFoundError: no such checkpoint or store.
         ValueError: seeds that were trained on, rollouts that are too short, or data that does not fit the model.
     """
-    if arguments.context < 1 or arguments.frames < 1:
-        raise ValueError(f"context and frames must be at least 1, got {arguments.context} and {arguments.frames}.")
-    device = arguments.device if arguments.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    checkpoint = load_checkpoint(arguments.checkpoint)
-    model = model_type(checkpoint.config).from_weights(
-        checkpoint.config, checkpoint.tensors, resolve_device(device), arguments.checkpoint
-    )
+    checkpoint, model, batch_size = _load(arguments)
     rollouts = load_rollouts(arguments, checkpoint)
-    batch_size = arguments.batch_size or (64 if model.device.type == "cuda" else 8)
 
     dreamed = dream(model, rollouts, arguments, batch_size)
     window = slice(arguments.context, arguments.context + arguments.frames)
@@ -76,6 +76,77 @@ def evaluate(arguments: Arguments, argv: Sequence[str]) -> dict[str, Any]:
     if arguments.strips is not None:
         save_strips(arguments.strips, rollouts, dreamed, arguments.context)
     head_frames = arguments.head_frames or arguments.context + arguments.frames
+    return {
+        **_subject(arguments, checkpoint, rollouts),
+        "frame": frame_figures(dreamed, real, last),
+        "reward": head_figures(model, rollouts, head_frames, arguments.noise_seed, batch_size),
+        **provenance("training.evaluate", argv),
+    }
+
+
+def evaluate_recall(arguments: Arguments, argv: Sequence[str]) -> Recall:
+    """What `evaluate` is to a short look, for a protocol: walks are recorded where they are missing.
+
+    Raises:
+        FileNotFoundError: no such checkpoint.
+        ValueError: seeds that were trained on, or options that do not fit the checkpoint or the environment.
+        RuntimeError: a process that records died; finished walks are kept.
+    """
+    options = arguments.recall
+    options.check()
+    checkpoint, model, batch_size = _load(arguments)
+    walks = load_walks(arguments, checkpoint)
+    recall = measure_recall(
+        model, walks, arguments.context, options, arguments.num_denoising_steps, arguments.noise_seed, batch_size
+    )
+    record = {
+        "protocol": options.protocol,
+        "conditioning": options.conditioning,
+        "feedback": options.feedback,
+        **_subject(arguments, checkpoint, walks),
+        **recall.record,
+        **provenance("training.evaluate", argv),
+    }
+    return dataclasses.replace(recall, record=record)
+
+
+def load_walks(arguments: Arguments, checkpoint: Checkpoint) -> Rollouts:
+    """The held-out walks of a protocol, context and what follows it."""
+    options = arguments.recall
+    env_id = arguments.env or checkpoint.metadata.get("env_id")
+    if arguments.data is not None or arguments.head_frames:
+        raise ValueError("A protocol records its own walks, into --rollouts; leave out --data and --head-frames.")
+    if arguments.seeds is None or env_id is None:
+        missing = (
+            "--seeds A-B, such as --seeds 7000000-7000063" if env_id else "--env, which the checkpoint does not name"
+        )
+        raise ValueError(f"A protocol needs {missing}.")
+    seeds = parse_seeds(arguments.seeds)
+    check_held_out(seeds, checkpoint.metadata.get("training_seeds", []))
+    policy = options.walking_policy(arguments.policy, arguments.context)
+    path = options.rollouts or arguments.out.with_name(f"{arguments.out.stem}_rollouts")
+    num_recorded = options.num_recorded(arguments.context, arguments.frames)
+    walks = recorded_walks(
+        path, env_id, policy, seeds, num_recorded, options.recording, options.workers, options.envs_per_worker
+    )
+    _check_spaces(walks, checkpoint)
+    return walks if num_recorded > arguments.context else reversed_walks(walks, arguments.frames)
+
+
+def _load(arguments: Arguments) -> tuple[Checkpoint, WorldModel, int]:
+    """Checkpoint, model, and how many mazes it takes at a time."""
+    if arguments.context < 1 or arguments.frames < 1:
+        raise ValueError(f"context and frames must be at least 1, got {arguments.context} and {arguments.frames}.")
+    device = arguments.device if arguments.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    model = model_type(checkpoint.config).from_weights(
+        checkpoint.config, checkpoint.tensors, resolve_device(device), arguments.checkpoint
+    )
+    return checkpoint, model, arguments.batch_size or (64 if model.device.type == "cuda" else 8)
+
+
+def _subject(arguments: Arguments, checkpoint: Checkpoint, rollouts: Rollouts) -> dict[str, Any]:
+    """What was measured on what, as it goes into the JSON file."""
     return {
         "checkpoint": Path(arguments.checkpoint).name,
         "frames_seen": checkpoint.metadata.get("frames_seen"),
@@ -85,9 +156,6 @@ def evaluate(arguments: Arguments, argv: Sequence[str]) -> dict[str, Any]:
         "context": arguments.context,
         "frames": arguments.frames,
         "num_denoising_steps": arguments.num_denoising_steps,
-        "frame": frame_figures(dreamed, real, last),
-        "reward": head_figures(model, rollouts, head_frames, arguments.noise_seed, batch_size),
-        **provenance("training.evaluate", argv),
     }
 
 
@@ -107,6 +175,11 @@ def load_rollouts(arguments: Arguments, checkpoint: Checkpoint) -> Rollouts:
     else:
         raise ValueError("Give --seeds A-B with --env, such as --seeds 7000000-7000031.")
     check_held_out(rollouts.seeds, training_seeds)
+    _check_spaces(rollouts, checkpoint)
+    return rollouts
+
+
+def _check_spaces(rollouts: Rollouts, checkpoint: Checkpoint) -> None:
     given, expected = (
         (rollouts.observation_space, rollouts.action_space),
         (
@@ -116,7 +189,6 @@ def load_rollouts(arguments: Arguments, checkpoint: Checkpoint) -> Rollouts:
     )
     if given != expected:
         raise ValueError(f"The rollouts of {rollouts.env_id} have spaces {given}, the checkpoint {expected}.")
-    return rollouts
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -133,8 +205,8 @@ def dream(model: WorldModel, rollouts: Rollouts, arguments: Arguments, batch_siz
     """Imagined frames, uint8 [M, frames, H, W, C], one `step` each; the noise of a maze depends on its seed alone."""
     dreams = []
     num_context = arguments.context
-    for rows in _row_batches(rollouts, batch_size):
-        frames, actions, pose = _on_device(model, rollouts, rows)
+    for rows in row_batches(rollouts, batch_size):
+        frames, actions, pose = on_device(model, rollouts, rows)
         generators = [torch.Generator().manual_seed(arguments.noise_seed + seed) for seed in rollouts.seeds[rows]]
         state = model.initial_state(len(frames))
         context_pose = None if pose is None else pose[:, :num_context]
@@ -163,74 +235,6 @@ def frame_figures(dreamed: Tensor, real: Tensor, last: Tensor) -> dict[str, Any]
     }
 
 
-@torch.inference_mode()
-def head_figures(
-    model: WorldModel, rollouts: Rollouts, num_frames: int, noise_seed: int, batch_size: int
-) -> dict[str, Any]:
-    """Precision, recall and F1 of rewards other than 0, over the first `num_frames` frames of each rollout.
-
-    "from_noise": what an environment reports. Before a frame is seen, one denoising pass from pure noise predicts its
-    reward from the real frames so far and the action; then the real frame is taken in, and so on, frame by frame.
-    "on_frame": from the real frame itself, by one parallel pass over clean frames (equal to reading frame by frame).
-    """
-    from_noise, on_frame = [], []
-    for rows in _row_batches(rollouts, batch_size):
-        frames, actions, pose = _on_device(model, rollouts, rows, num_frames)
-        generator = torch.Generator(model.device).manual_seed(noise_seed + rollouts.seeds[rows][0])
-        from_noise.append(_rewards_from_noise(model, frames, actions, pose, generator))
-        on_frame.append(_rewards_on_frame(model, frames, actions, pose))
-    real = rollouts.rewards[:, : num_frames - 1]
-    return {
-        "frames_per_maze": num_frames,
-        "from_noise": detection_figures(torch.cat(from_noise), real),
-        "on_frame": detection_figures(torch.cat(on_frame), real),
-    }
-
-
-def _rewards_from_noise(
-    model: WorldModel, frames: Tensor, actions: Tensor, pose: Tensor | None, generator: torch.Generator
-) -> Tensor:
-    poses = [None] * frames.shape[1] if pose is None else list(pose.unbind(1))
-    first_pose = None if pose is None else pose[:, :1]
-    state = model.prefill(model.initial_state(len(frames)), frames[:, :1], actions[:, :0], first_pose)
-    rewards = []
-    for t in tqdm(range(1, frames.shape[1]), desc="reading", unit="frame", leave=False):
-        prediction, state = model.step(state, actions[:, t - 1], generator, pose=poses[t])
-        rewards.append(prediction.reward)
-        # The imagined frame is not in memory yet; the real one takes its place. Equal to `denoise`, then `advance`.
-        assert state.pending is not None
-        newest = dataclasses.replace(state.pending, frame=frames_to_model(frames[:, t]))
-        state = dataclasses.replace(state, pending=newest)
-    return torch.stack(rewards, dim=1).cpu()
-
-
-def _rewards_on_frame(model: WorldModel, frames: Tensor, actions: Tensor, pose: Tensor | None) -> Tensor:
-    on_gpu = model.device.type == "cuda"
-    rewards = []
-    for row in range(len(frames)):  # one at a time bounds the memory of long rollouts
-        one = slice(row, row + 1)
-        levels = torch.zeros(frames[one].shape[:2], device=model.device)
-        row_pose = None if pose is None else pose[one]
-        with torch.autocast("cuda", torch.bfloat16) if on_gpu else contextlib.nullcontext():
-            output = model(frames_to_model(frames[one]), levels, actions[one], row_pose)
-        rewards.append(model.reward_values[output.reward_logits[:, 1:].argmax(-1)])
-    return torch.cat(rewards).cpu()
-
-
-def detection_figures(predicted: Tensor, real: Tensor) -> dict[str, Any]:
-    """How well rewards other than 0 are found: a hit has the right value at the right frame. None where undefined."""
-    hits = int(((predicted == real) & (real != 0)).sum())
-    num_predicted, num_real = int((predicted != 0).sum()), int((real != 0).sum())
-    return {
-        "precision": round(hits / num_predicted, 4) if num_predicted else None,
-        "recall": round(hits / num_real, 4) if num_real else None,
-        "f1": round(2 * hits / (num_predicted + num_real), 4) if num_predicted + num_real else None,
-        "num_rewards": num_real,
-        "num_predicted": num_predicted,
-        "num_frames": real.numel(),
-    }
-
-
 def save_strips(folder: Path, rollouts: Rollouts, dreamed: Tensor, num_context: int, num_columns: int = 8) -> None:
     """Film strips of the mazes with the lowest, the median and the highest PSNR: FOLDER/worst.png, ..."""
     num_frames = dreamed.shape[1]
@@ -240,20 +244,6 @@ def save_strips(folder: Path, rollouts: Rollouts, dreamed: Tensor, num_context: 
     steps = sorted({int(step) for step in np.linspace(1, num_frames, min(num_columns, num_frames)).round()})
     for name, maze in (("worst", order[0]), ("median", order[len(order) // 2]), ("best", order[-1])):
         write_strip(folder / f"{name}.png", Film(real[maze], dreamed[maze].numpy(), quality[maze]), steps)
-
-
-def _row_batches(rollouts: Rollouts, batch_size: int) -> Iterator[slice]:
-    for start in range(0, len(rollouts.seeds), batch_size):
-        yield slice(start, start + batch_size)
-
-
-def _on_device(
-    model: WorldModel, rollouts: Rollouts, rows: slice, num_frames: int | None = None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Frames, actions and, if the model wants it, pose of some rollouts' first frames."""
-    frames = rollouts.frames[rows, :num_frames].to(model.device)
-    actions = rollouts.actions[rows, : None if num_frames is None else num_frames - 1].to(model.device)
-    return frames, actions, rollouts.pose[rows, :num_frames].to(model.device) if model.config.pose_size else None
 
 
 def _rounded(values: np.ndarray | np.floating[Any]) -> Any:
@@ -277,11 +267,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     try:
         arguments = tyro.cli(Arguments, args=argv, prog="python -m training.evaluate", description=__doc__)
+        if arguments.recall.protocol is not None:
+            write_recall(evaluate_recall(arguments, argv), arguments)
+            return
         figures = evaluate(arguments, argv)
         write_json(arguments.out, figures)
-    except (FileNotFoundError, ImportError, ValueError) as error:
+    except (FileNotFoundError, ImportError, RuntimeError, ValueError) as error:
         sys.exit(f"error: {error}")
     print_table(figures)
+
+
+def write_recall(recall: Recall, arguments: Arguments) -> None:
+    """Writes OUT.json and prints it; then draws OUT.png and film strips, or says what is missing to draw them."""
+    write_json(arguments.out, recall.record)
+    print_recall(recall.record)
+    try:
+        write_strips(
+            arguments.strips or arguments.out.with_name(f"{arguments.out.stem}_strips"), recall, arguments.context
+        )
+        write_plots(arguments.out.with_suffix(".png"), recall.record)
+    except ImportError as error:
+        print(f"{error} The figures are in {arguments.out}; `python -m training.recall.pictures` draws them later.")
 
 
 if __name__ == "__main__":

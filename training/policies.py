@@ -3,10 +3,12 @@ those that users write: PACKAGE.MODULE:FUNCTION."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import gymnasium as gym
 
+from wm_gym.backtrack import Backtracker
 from wm_gym.policies import Navigator, Policy, RandomPolicy
 from wm_gym.policies import make_policy as make_named_policy
 from wm_gym.policy_loading import FunctionPolicy, make_function_policy
@@ -18,7 +20,8 @@ def make_policy(name: str, env: gym.Env[Any, Any], seed: int) -> Policy:
     """Makes a policy for one episode of `env`.
 
     Args:
-        name: "random", "navigator", or "PACKAGE.MODULE:FUNCTION". The function is called as function(env, seed) before
+        name: "random", "navigator", "backtrack-N" (Memory Maze; walks for N steps and then back the way it came), or
+            "PACKAGE.MODULE:FUNCTION". The function is called as function(env, seed) before
             each episode and returns a `Policy`, or a callable (obs, info) -> action. It sees the environment's own
             observations, whatever of them is recorded, and takes all its randomness from the seed.
         env: what the policy acts in; it may read the spaces, and must not step it.
@@ -29,9 +32,13 @@ def make_policy(name: str, env: gym.Env[Any, Any], seed: int) -> Policy:
     """
     if ":" in name:
         return make_function_policy(name, env, seed)
+    if match := re.fullmatch(r"backtrack-(\d+)", name):
+        make_named_policy("navigator", env, seed)  # raises for an environment that it cannot walk in
+        return Backtracker(seed, int(match[1]))
     try:
         return make_named_policy(name, env, seed)
     except ValueError as error:
         if name in ("random", "navigator"):
             raise
-        raise ValueError(f"A policy is 'random', 'navigator' or PACKAGE.MODULE:FUNCTION, got {name!r}.") from error
+        known = "'random', 'navigator', 'backtrack-N' or PACKAGE.MODULE:FUNCTION"
+        raise ValueError(f"A policy is {known}, got {name!r}.") from error

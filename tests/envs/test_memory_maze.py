@@ -248,3 +248,14 @@ def test_interpreter_exits_silently_with_environments_left_open() -> None:
     result = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0
     assert result.stderr == ""
+
+
+@needs_memory_maze
+@pytest.mark.real_env
+def test_an_episode_ends_after_the_length_that_was_asked_for() -> None:
+    env = MemoryMazeEnv("9x9", episode_length=3)
+    env.reset(seed=5)
+    assert [env.step(np.int64(FORWARD))[3] for _ in range(3)] == [False, False, True]
+    env.close()
+    with pytest.raises(ValueError, match="direct implementation"):
+        MemoryMazeEnv("9x9", implementation="upstream", episode_length=2048)

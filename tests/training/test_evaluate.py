@@ -13,16 +13,9 @@ import torch
 
 from tests.tiny import save_tiny_checkpoint, tiny_model
 from tests.toy_store import TOY_ENV, make_toy_store
-from training.evaluate import (
-    Arguments,
-    detection_figures,
-    dream,
-    frame_figures,
-    head_figures,
-    main,
-    parse_seeds,
-)
+from training.evaluate import Arguments, dream, frame_figures, main, parse_seeds
 from training.provenance import seed_ranges
+from training.reward_head import detection_figures, head_figures
 from training.rollouts import check_held_out, read_rollouts, record_rollouts
 from wm_gym.checkpoint import load_checkpoint, save_checkpoint
 from wm_gym.codec import frames_to_model

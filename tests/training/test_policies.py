@@ -161,7 +161,7 @@ def test_random_policy_is_decided_by_its_seed_and_leaves_the_environment_alone()
 
 def test_unknown_policy_and_wrong_environment_are_value_errors() -> None:
     env = ToyMaze(NINE)
-    with pytest.raises(ValueError, match=r"'navigator' or PACKAGE\.MODULE:FUNCTION, got 'expert'"):
+    with pytest.raises(ValueError, match=r"'backtrack-N' or PACKAGE\.MODULE:FUNCTION, got 'expert'"):
         make_policy("expert", env, 0)
     env.action_space = spaces.Discrete(3)
     with pytest.raises(ValueError, match="6 discrete actions"):

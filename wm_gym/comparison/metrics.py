@@ -31,11 +31,12 @@ def psnr(frames: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return 10 * np.log10(255.0**2 / np.maximum(error, MIN_SQUARED_ERROR))
 
 
-def ssim(frames: np.ndarray, reference: np.ndarray) -> np.ndarray:
+def ssim(frames: np.ndarray, reference: np.ndarray, device: str = "cpu") -> np.ndarray:
     """Structural similarity of each frame (Wang et al. 2004; Gaussian window of 11 pixels, sigma 1.5), by torchmetrics.
 
     Args:
         frames, reference: uint8 [T, H, W, C].
+        device: where it is computed.
 
     Returns:
         float64 [T], 1 for equal frames; NaN if a side is shorter than the window.
@@ -59,10 +60,11 @@ def ssim(frames: np.ndarray, reference: np.ndarray) -> np.ndarray:
     values = []
     for start in range(0, len(frames), FRAMES_PER_BATCH):
         # The window is applied to [T, C, H, W].
-        pair = (torch.tensor(part[start : start + FRAMES_PER_BATCH]).movedim(-1, 1) for part in (frames, reference))
+        window = slice(start, start + FRAMES_PER_BATCH)
+        pair = (torch.tensor(part[window], device=device).movedim(-1, 1) for part in (frames, reference))
         ours, theirs = (part.to(torch.float32) for part in pair)
         values.append(structural_similarity_index_measure(ours, theirs, data_range=255.0, reduction="none"))
-    return torch.cat([torch.atleast_1d(value) for value in values]).double().numpy()  # pyright: ignore
+    return torch.cat([torch.atleast_1d(value) for value in values]).double().cpu().numpy()  # pyright: ignore
 
 
 @dataclass(frozen=True)

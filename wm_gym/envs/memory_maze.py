@@ -54,10 +54,12 @@ class MemoryMazeEnv(gym.Env[npt.NDArray[np.uint8], np.int64]):
         implementation: "direct" steps MuJoCo itself; "upstream" runs the published loop. Both give the same bits.
         render_mode: None or "rgb_array" (`render()` gives a uint8 [256, 256, 3] view).
         renderer: of several mazes in one thread, see `MemoryMazeVectorEnv`; needs the direct implementation.
+        episode_length: steps before truncation, to measure longer memories; None: as published. `gym.make` has a
+            `max_episode_steps` of its own as well. Needs the direct implementation.
 
     Raises:
         ImportError: the memory-maze extra or a library for software rendering is missing.
-        ValueError: an unknown size, implementation or render mode.
+        ValueError: an unknown size, implementation or render mode, or an episode length without steps.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012
@@ -70,18 +72,25 @@ class MemoryMazeEnv(gym.Env[npt.NDArray[np.uint8], np.int64]):
         implementation: Literal["direct", "upstream"] = "direct",
         render_mode: str | None = None,
         renderer: Renderer | None = None,
+        episode_length: int | None = None,
     ) -> None:
         _check_choice("size", size, EPISODE_LENGTHS)
         _check_choice("implementation", implementation, IMPLEMENTATIONS)
         if renderer is not None and implementation != "direct":
             raise ValueError(f"Only the direct implementation can share a renderer, not {implementation!r}.")
+        if episode_length is not None and (episode_length < 1 or implementation != "direct"):
+            raise ValueError(
+                f"Episodes of {episode_length} steps need the direct implementation, and at least one step."
+            )
         if render_mode is not None:
             _check_choice("render_mode", render_mode, self.metadata["render_modes"])
         load_libraries()
         self.render_mode = render_mode
         self.observation_space = spaces.Box(0, 255, (FRAME_SIZE, FRAME_SIZE, 3), np.uint8)
         self.action_space = spaces.Discrete(len(ACTION_NAMES))
-        self._backend: MazeBackend = DirectMaze(size, renderer) if implementation == "direct" else UpstreamMaze(size)
+        self._backend: MazeBackend = (
+            DirectMaze(size, renderer, episode_length) if implementation == "direct" else UpstreamMaze(size)
+        )
         self._state: Literal["new", "running", "ended", "closed"] = "new"
         self._layout = np.zeros((0, 0), np.uint8)
         self._targets = np.zeros((0, 2), np.float32)

@@ -60,10 +60,12 @@ class DirectMaze:
     Args:
         size: "9x9", ...
         renderer: that of several mazes, which then has to be closed after them; None for one of its own.
+        episode_length: in steps; None as published.
     """
 
-    def __init__(self, size: str, renderer: Renderer | None = None) -> None:
+    def __init__(self, size: str, renderer: Renderer | None = None, episode_length: int | None = None) -> None:
         self._size = size
+        self._episode_length = episode_length or EPISODE_LENGTHS[size]
         self._libraries = load_libraries()
         self._task: Any = None
         self._physics: Any = None
@@ -112,7 +114,7 @@ class DirectMaze:
             # start, so leaving it out would change the next step's last bits.
             self._physics.forward()
         self._num_steps += 1
-        return float(self._task.get_reward(self._physics)), self._num_steps == EPISODE_LENGTHS[self._size]
+        return float(self._task.get_reward(self._physics)), self._num_steps == self._episode_length
 
     def draw(self) -> Any:
         """Tells the GPU to draw the frame, and waits for nothing. Returns the `mujoco.MjrContext` that will have it."""

@@ -1,0 +1,116 @@
+"""Dreams of tiny models: the same one by one and together, by graph and by step; and what clearing a memory means."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.tiny import tiny_model
+from tests.toy_store import make_toy_store
+from training.baselines import BaselineConfig, build_model
+from training.recall.imagine import Dreamer
+from training.recall.options import Feedback
+from training.rollouts import Rollouts, read_rollouts
+from wm_gym.codec import model_to_frames
+from wm_gym.ops.step import frame_noise
+from wm_gym.world_model import WorldModel
+
+FIRST = 7_000_000
+CONTEXT = 12
+
+
+class OtherModel(WorldModel):
+    """Stands for a model that a `StepGraph` does not take."""
+
+
+def baseline() -> WorldModel:
+    values = dict(vars(tiny_model().config), block_sizes=(1, 1))
+    torch.manual_seed(0)
+    return build_model(BaselineConfig(**values, architecture="causal_transformer")).eval()
+
+
+@pytest.fixture(scope="module")
+def walks(tmp_path_factory: pytest.TempPathFactory) -> Rollouts:
+    path = tmp_path_factory.mktemp("data") / "walks"
+    make_toy_store(path, range(FIRST, FIRST + 3), max_episode_steps=19, split="test")
+    return read_rollouts(path, "test", None, 20)
+
+
+def changed(walks: Rollouts, frame: int) -> Rollouts:
+    frames = walks.frames.clone()
+    frames[:, frame] = 255 - frames[:, frame]
+    return Rollouts(**{**vars(walks), "frames": frames})
+
+
+def assert_about_equal(a: torch.Tensor, b: torch.Tensor) -> None:
+    """Up to rounding: where a value lies half-way between two levels, the dreams part by one."""
+    assert (a.int() - b.int()).abs().float().mean() < 0.05
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_dream_does_not_depend_on_its_batch(walks: Rollouts, batch_size: int) -> None:
+    model = tiny_model()
+    together = Dreamer(model, 3).imagine(walks, CONTEXT, "kept")
+    assert together.shape == (3, 8, 16, 16, 3)
+    assert_about_equal(Dreamer(model, batch_size).imagine(walks, CONTEXT, "kept"), together)
+    assert not torch.equal(together[0], together[1])
+
+
+@pytest.mark.parametrize("feedback", ["dreamed", "real"])
+@pytest.mark.parametrize("overrides", [{}, {"pose_size": 4}])
+def test_models_of_other_kinds_dream_the_same_by_their_step(
+    walks: Rollouts, overrides: dict[str, int], feedback: Feedback
+) -> None:
+    model = tiny_model(**overrides)
+    other = OtherModel(model.config).eval()
+    other.load_state_dict(model.state_dict())
+    graph, eager = (Dreamer(each, 3, 2, noise_seed=5, feedback=feedback) for each in (model, other))
+    assert_about_equal(eager.imagine(walks, CONTEXT, "kept"), graph.imagine(walks, CONTEXT, "kept"))
+
+
+def test_a_kept_memory_knows_the_first_frame_and_a_cleared_one_only_the_last_window_and_one(walks: Rollouts) -> None:
+    dreamer = Dreamer(tiny_model(window=3), 3)
+    first, last_lost, first_kept = changed(walks, 0), changed(walks, CONTEXT - 5), changed(walks, CONTEXT - 4)
+    kept, cleared = (dreamer.imagine(walks, CONTEXT, memory) for memory in ("kept", "cleared"))
+    assert not torch.equal(dreamer.imagine(first, CONTEXT, "kept"), kept)
+    assert torch.equal(dreamer.imagine(last_lost, CONTEXT, "cleared"), cleared)
+    assert not torch.equal(dreamer.imagine(first_kept, CONTEXT, "cleared"), cleared)
+    assert dreamer.num_frames_read("cleared", CONTEXT) == 4
+    assert dreamer.num_frames_read("cleared", 2) == 2
+    assert Dreamer(tiny_model(window=3), 3, cleared_frames=7).num_frames_read("cleared", CONTEXT) == 7
+
+
+def test_with_real_feedback_a_frame_is_what_the_model_predicts_from_the_real_frames_before_it(
+    walks: Rollouts,
+) -> None:
+    model, length = tiny_model(), CONTEXT + 5
+    imagined = Dreamer(model, 2, feedback="real").imagine(walks, CONTEXT, "kept")
+    keys, counters = torch.tensor(walks.seeds), torch.full((3,), 5)
+    with torch.no_grad():
+        state = model.prefill(model.initial_state(3), walks.frames[:, :length], walks.actions[:, : length - 1])
+        noise = frame_noise(keys, counters, (3, 16, 16))
+        prediction, _ = model.step(state, walks.actions[:, length - 1], noise)
+    assert_about_equal(imagined[:, 5], model_to_frames(prediction.frame))
+    assert not torch.equal(imagined[:, 5], Dreamer(model, 2).imagine(walks, CONTEXT, "kept")[:, 5])
+
+
+def test_a_baseline_dreams_too_and_recalls_what_its_cleared_memory_cannot(walks: Rollouts) -> None:
+    dreamer = Dreamer(baseline(), 2)
+    kept, cleared = (dreamer.imagine(walks, CONTEXT, memory) for memory in ("kept", "cleared"))
+    assert kept.shape == cleared.shape == (3, 8, 16, 16, 3)
+    assert not torch.equal(dreamer.imagine(changed(walks, 0), CONTEXT, "kept"), kept)
+    assert torch.equal(dreamer.imagine(changed(walks, 0), CONTEXT, "cleared"), cleared)
+
+
+def test_a_context_as_short_as_the_window_has_nothing_to_clear(walks: Rollouts) -> None:
+    dreamer = Dreamer(tiny_model(window=3), 3)
+    assert torch.equal(dreamer.imagine(walks, 4, "cleared"), dreamer.imagine(walks, 4, "kept"))
+
+
+def test_a_dream_follows_the_poses_that_it_is_given(walks: Rollouts) -> None:
+    dreamer = Dreamer(tiny_model(pose_size=4), 3)
+    moved = Rollouts(**{**vars(walks), "pose": walks.pose.clone()})
+    moved.pose[:, CONTEXT + 2] += 3.0
+    before, after = (dreamer.imagine(each, CONTEXT, "kept") for each in (walks, moved))
+    assert torch.equal(before[:, :2], after[:, :2])
+    assert not torch.equal(before[:, 2], after[:, 2])

@@ -1,0 +1,260 @@
+"""What a memory knows of the maze: ``python -m training.probe --checkpoint C --seeds A-B --out JSON``.
+
+Small probes read the walls and the objects around the agent from the frozen SSM states after a real context, as in
+Memory Maze's offline benchmark (arXiv 2210.13383); beside them the same probe on the memory that the last frames alone
+leave, on the last frame, and a constant. Trained and tested on different held-out mazes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+from tqdm import tqdm
+
+from training.baselines import model_type
+from training.evaluate import parse_seeds
+from training.provenance import provenance, seed_ranges
+from training.recall.figures import listed
+from training.recall.intervals import Bootstrap, Estimate
+from training.recall.probe_model import ProbeData, ProbeTraining, predict, train_probe
+from training.recall.surroundings import cells_around, look_up, maze_of, objects_around, seen_cells, walls_around
+from training.recall.walks import SPLIT, recorded_walks
+from training.rollouts import Rollouts, check_held_out
+from training.store import open_store
+from wm_gym.checkpoint import load_checkpoint, resolve_device
+from wm_gym.files import write_json
+from wm_gym.world_model import WorldModel
+
+ROWS_PER_PREFILL = 8
+SOURCES = ("state", "cleared_state", "last_frame")
+
+
+@dataclass(frozen=True)
+class ProbeArguments:
+    """Probes the memory of a checkpoint."""
+
+    checkpoint: str  # path, packaged name or Hugging Face Hub id
+    seeds: str  # "7000000-7000511", inclusive: held-out mazes, for training, validation and test of the probes
+    out: Path  # JSON file to write
+    context: int = 400  # real frames that are read
+    env: str | None = None  # environment id; None: that of the checkpoint
+    policy: str = "navigator"  # how the agent walks
+    rollouts: Path | None = None  # store of the walks, which grows by what it lacks; None: beside the JSON file
+    workers: int = 0  # processes that record; 0: one for each core
+    envs_per_worker: int = 1  # walks that each of them records at a time; 4 to 8 on a GPU
+    radius: int = 4  # cells to each side of the agent that are asked for
+    moments: int = 4  # of each walk that a probe is trained on, evenly spaced; tested at the last one only
+    test_fraction: float = 0.25  # of the mazes
+    validation_fraction: float = 0.1  # of the mazes
+    training: ProbeTraining = field(default_factory=ProbeTraining)
+    seed: int = 0  # of the probes' training
+    device: str = "auto"  # "auto" takes the GPU if there is one
+
+
+@dataclass(frozen=True)
+class Moment:
+    """All mazes after the same number of frames: M samples, and which positions and objects the agent saw."""
+
+    data: dict[str, ProbeData]  # by source
+    seen: np.ndarray  # bool [M, P]
+    objects_seen: np.ndarray  # bool [M, k]
+
+
+def probe_checkpoint(arguments: ProbeArguments, argv: Sequence[str]) -> dict[str, Any]:
+    """All figures, as they go into the JSON file.
+
+    Raises:
+        FileNotFoundError: no such checkpoint.
+        ValueError: seeds that were trained on, a model with poses, or walks of another environment than Memory Maze.
+        RuntimeError: a process that records died; finished walks are kept.
+    """
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    seeds = parse_seeds(arguments.seeds)
+    check_held_out(seeds, checkpoint.metadata.get("training_seeds", []))
+    test, validation, training = split_mazes(len(seeds), arguments.test_fraction, arguments.validation_fraction)
+    if arguments.moments < 1 or arguments.context < 2 * arguments.moments:
+        raise ValueError(f"{arguments.moments} moments do not fit into a context of {arguments.context} frames.")
+    env_id = arguments.env or checkpoint.metadata.get("env_id")
+    if env_id is None:
+        raise ValueError("The checkpoint does not name its environment; give --env.")
+    device = arguments.device if arguments.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    if model_type(checkpoint.config) is not WorldModel:
+        raise ValueError("Probes read SSM states of our own models; the checkpoint is a baseline.")
+    model = WorldModel.from_weights(checkpoint.config, checkpoint.tensors, resolve_device(device), arguments.checkpoint)
+    if model.config.pose_size:
+        raise ValueError("The checkpoint is conditioned on poses; a probe of what it knows of places would read them.")
+    path = arguments.rollouts or arguments.out.with_name(f"{arguments.out.stem}_rollouts")
+    walks = recorded_walks(
+        path,
+        env_id,
+        arguments.policy,
+        seeds,
+        arguments.context,
+        workers=arguments.workers,
+        envs_per_worker=arguments.envs_per_worker,
+    )
+    moments = read_moments(model, walks, path, arguments)
+    columns = {
+        source: probe_source([moment.data[source] for moment in moments], (training, validation, test), arguments)
+        for source in tqdm(SOURCES, desc="training probes", unit="probe", leave=False)
+    }
+    truth = moments[-1].data["state"].rows(test)
+    columns["constant"] = constant(moments[-1].data["state"].rows(training), len(test))
+    rows = test.cpu().numpy()
+    return {
+        "checkpoint": Path(arguments.checkpoint).name,
+        "frames_seen": checkpoint.metadata.get("frames_seen"),
+        "env_id": env_id,
+        "policy": arguments.policy,
+        "context": arguments.context,
+        "seeds": seed_ranges(seeds),
+        "num_mazes": {"training": len(training), "validation": len(validation), "test": len(test)},
+        "radius": arguments.radius,
+        "definitions": {
+            "walls": "share of positions, one cell apart around the agent in its own directions and inside the maze, "
+            "where wall or no wall is told rightly",
+            "objects": "distance in cells between where an object is and where it is told to be",
+            "seen": "cells in view from some frame of the context",
+            "state": "SSM states after the context",
+            "cleared_state": f"SSM states after its last {model.config.window + 1} frames alone",
+            "last_frame": "the last frame",
+            "constant": "the commonest answer at each position, the mean place of each object",
+        },
+        "columns": {
+            name: probe_figures(answers, truth, moments[-1].seen[rows], moments[-1].objects_seen[rows])
+            for name, answers in columns.items()
+        },
+        **provenance("training.probe", argv),
+    }
+
+
+def split_mazes(num_mazes: int, test_fraction: float, validation_fraction: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows for test, validation and training, in the order of the seeds. Raises ValueError if one has no maze."""
+    num_test, num_validation = round(num_mazes * test_fraction), max(1, round(num_mazes * validation_fraction))
+    if num_test < 1 or num_mazes - num_test - num_validation < 1:
+        raise ValueError(f"{num_mazes} mazes are too few for training, validation and test; give more seeds.")
+    test, validation, training = torch.arange(num_mazes).split(
+        [num_test, num_validation, num_mazes - num_test - num_validation]
+    )
+    return test, validation, training
+
+
+@torch.no_grad()
+def read_moments(model: WorldModel, walks: Rollouts, path: Path, arguments: ProbeArguments) -> list[Moment]:
+    """Reads all walks and stops at every moment to note the memory, and what is around the agent."""
+    lengths = [len(part) + int(part[0]) for part in np.array_split(np.arange(arguments.context), arguments.moments)]
+    states = {length: _states(model, walks, length, f"reading {length} frames") for length in lengths}
+    store = open_store(path)
+    mazes = [maze_of(store.attributes(seed, SPLIT), seed) for seed in walks.seeds]
+    moments = []
+    for length in lengths:
+        poses = walks.pose[:, :length].numpy()
+        answers = [_surroundings(*maze, own, arguments.radius) for maze, own in zip(mazes, poses, strict=True)]
+        walls, inside, objects, seen, objects_seen = (np.stack(arrays) for arrays in zip(*answers, strict=True))
+        shared = [
+            torch.tensor(part, dtype=dtype, device=model.device)
+            for part, dtype in ((walls, torch.float32), (inside, torch.bool), (objects, torch.float32))
+        ]
+        first = max(0, length - model.config.window - 1)
+        inputs = {
+            "state": states[length],
+            "cleared_state": _states(model, walks, length, "reading the last frames", first),
+            "last_frame": (walks.frames[:, length - 1].to(model.device),),
+        }
+        data = {source: ProbeData(inputs[source], *shared) for source in SOURCES}
+        moments.append(Moment(data, seen, objects_seen))
+    return moments
+
+
+def _states(model: WorldModel, walks: Rollouts, length: int, what: str, first: int = 0) -> tuple[Tensor, ...]:
+    """SSM states after frames [first, length) of every walk, bfloat16 [M, K, h, d, s] per layer."""
+    rows = torch.arange(len(walks.seeds)).split(ROWS_PER_PREFILL)
+    parts = []
+    for part in tqdm(rows, desc=what, unit="batch", leave=False):
+        frames, actions = walks.frames[part, first:length], walks.actions[part, first : length - 1]
+        state = model.prefill(model.initial_state(len(part)), frames.to(model.device), actions.to(model.device))
+        parts.append([layer.ssm_state.to(torch.bfloat16) for layer in state.layers])
+    return tuple(torch.cat(layer) for layer in zip(*parts, strict=True))
+
+
+def _surroundings(layout: np.ndarray, objects: np.ndarray, poses: np.ndarray, radius: int) -> tuple[np.ndarray, ...]:
+    """Walls [P], inside [P], objects [k, 2], seen [P], objects_seen [k] at the last of the poses [T, 4]."""
+    walls, inside = walls_around(layout, poses[-1], radius)
+    seen = seen_cells(layout, poses)
+    seen_around = look_up(seen, cells_around(poses[-1], radius))[0]
+    objects_seen = look_up(seen, np.floor(objects).astype(np.int64))[0]
+    return walls, inside, objects_around(objects, poses[-1]), seen_around, objects_seen
+
+
+def probe_source(
+    moments: list[ProbeData], split: tuple[Tensor, Tensor, Tensor], arguments: ProbeArguments
+) -> tuple[Tensor, Tensor]:
+    """Trains a probe on all moments and answers for the test mazes at the last one: walls [S, P], objects [S, k, 2]."""
+    training, validation, test = split
+    together = ProbeData.joined([moment.rows(training) for moment in moments])
+    probe = train_probe(together, moments[-1].rows(validation), arguments.training, arguments.seed)
+    return predict(probe, moments[-1].rows(test), arguments.training.batch_size)
+
+
+def constant(data: ProbeData, num_samples: int) -> tuple[Tensor, Tensor]:
+    """The best answers that look at nothing: walls [S, P], objects [S, k, 2]."""
+    share = (data.walls * data.inside).sum(0) / data.inside.sum(0).clamp(min=1)
+    return (share > 0.5).expand(num_samples, -1), data.objects.mean(0).expand(num_samples, -1, -1)
+
+
+def probe_figures(
+    answers: tuple[Tensor, Tensor], truth: ProbeData, seen: np.ndarray, objects_seen: np.ndarray
+) -> dict[str, Any]:
+    """Accuracy of walls and error of objects, over all, what was seen and what was not, with 95% intervals."""
+    bootstrap = Bootstrap(len(truth))
+    right = (answers[0] == truth.walls.bool()).double().cpu().numpy()
+    inside = truth.inside.cpu().numpy()
+    error = (answers[1] - truth.objects).norm(dim=-1).double().cpu().numpy()
+    anywhere = np.ones_like(objects_seen)
+    return {
+        "walls": _split(bootstrap.mean(right, np.stack([inside, inside & seen, inside & ~seen]))),
+        "objects": _split(bootstrap.mean(error, np.stack([anywhere, objects_seen, ~objects_seen]))),
+    }
+
+
+def _split(estimate: Estimate) -> dict[str, Any]:
+    columns = {name: listed(getattr(estimate, name)) for name in ("value", "low", "high")}
+    counts = estimate.num_frames.tolist()
+    return {
+        part: {**{name: values[i] for name, values in columns.items()}, "count": counts[i]}
+        for i, part in enumerate(("all", "seen", "unseen"))
+    }
+
+
+def print_table(record: dict[str, Any]) -> None:
+    print(f"{record['num_mazes']['test']} test mazes, after {record['context']} frames (all / seen / unseen)")
+    for name, figures in record["columns"].items():
+        parts = [" / ".join(_short(figures[what][part]) for part in figures[what]) for what in ("walls", "objects")]
+        print(f"{name:>14}  walls {parts[0]}   objects, cells off: {parts[1]}")
+
+
+def _short(figure: dict[str, Any]) -> str:
+    return "-" if figure["value"] is None else f"{figure['value']:.3f}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        arguments = tyro.cli(ProbeArguments, args=argv, prog="python -m training.probe", description=__doc__)
+        record = probe_checkpoint(arguments, argv)
+        write_json(arguments.out, record)
+    except (FileNotFoundError, ImportError, RuntimeError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    print_table(record)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Plots and film strips of a measurement: ``python -m training.recall.pictures JSON...`` draws the plots again."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from training.recall.measure import Recall
+from wm_gym.comparison.plots import load_matplotlib
+from wm_gym.files import atomic_path
+from wm_gym.film import Film, strip_steps, write_strip
+
+COLORS = {"kept": "#0a6ebd", "cleared": "#d1495b", "copy_last": "#8a8f98", "copy_nearest": "#5a9e6f"}
+LABELS = {
+    "kept": "memory kept",
+    "cleared": "memory cleared",
+    "copy_last": "repeating the last frame",
+    "copy_nearest": "copying the nearest pose",
+}
+PANELS = (("by_length", "frames after the context"), ("by_distance", "frames back to the one revisited (seen frames)"))
+
+
+def write_plots(path: Path, record: Mapping[str, Any]) -> None:
+    """Writes a PNG: a row for each metric, over length and over distance, with 95% intervals.
+
+    Raises ImportError that says what to install.
+    """
+    names = [name for name, about in record["metrics"].items() if "not_measured" not in about]
+    figure = load_matplotlib()(figsize=(11, 3.6 * len(names)), dpi=120)
+    for row, name in enumerate(names):
+        for column, (key, label) in enumerate(PANELS):
+            axes = figure.add_subplot(len(names), 2, 2 * row + column + 1)
+            _draw(axes, record["columns"][name], key)
+            unit = record["metrics"][name]["unit"]
+            axes.set(xlabel=label, ylabel=f"{name.upper()}{', ' + unit if unit else ''}")
+            if row == column == 0:
+                axes.legend(frameon=False, fontsize=8)
+    figure.suptitle(
+        f"{record['protocol']} by {record['conditioning']}: {record['context']} → {record['frames']} frames, "
+        f"{len(record['seeds'])} mazes, denoising steps: {record['num_denoising_steps']}, "
+        f"each frame after {record['feedback']} ones",
+        fontsize=11,
+    )
+    figure.tight_layout()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary)
+
+
+def _draw(axes: Any, columns: Mapping[str, Any], key: str) -> None:
+    for name, label in LABELS.items():
+        if name not in columns or not columns[name][key]["value"]:
+            continue
+        bins = columns[name][key]
+        x = [(first + last) / 2 for first, last in zip(bins["from"], bins["to"], strict=True)]
+        axes.plot(x, bins["value"], color=COLORS[name], label=label, lw=1.6, marker="." if len(x) < 30 else None)
+        if None not in bins["low"]:
+            axes.fill_between(x, bins["low"], bins["high"], color=COLORS[name], alpha=0.18, lw=0)
+    axes.grid(True, alpha=0.3)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def write_strips(folder: Path, recall: Recall, num_context: int) -> None:
+    """Film strips of the worst, the median and the best maze: FOLDER/worst_kept.png, worst_cleared.png, ...
+
+    All memories show the same mazes, those of the first. Raises ImportError without Pillow.
+    """
+    order = next(iter(recall.psnr.values())).mean(1).argsort()
+    for name, maze in (("worst", order[0]), ("median", order[len(order) // 2]), ("best", order[-1])):
+        for memory, dreamed in recall.dreamed.items():
+            film = Film(recall.real[maze], dreamed[maze], recall.psnr[memory][maze], ("real", memory))
+            assert film.num_context_frames == num_context
+            write_strip(folder / f"{name}_{memory}.png", film, strip_steps(dreamed.shape[1]))
+
+
+def main(paths: Sequence[str]) -> None:
+    """Draws the plots of each JSON file beside it."""
+    if not paths:
+        sys.exit("error: give the JSON files whose plots are to be drawn.")
+    for path in map(Path, paths):
+        try:
+            write_plots(path.with_suffix(".png"), json.loads(path.read_text()))
+        except (ImportError, KeyError, OSError, ValueError) as error:
+            sys.exit(f"error: {path} cannot be drawn: {error}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,171 @@
+"""Small networks that read a maze out of a frozen memory, or out of one frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+OBJECT_WEIGHT = 0.05  # of the squared error in cells, beside the cross-entropy of walls
+
+
+@dataclass(frozen=True)
+class ProbeData:
+    """S samples.
+
+    Attributes:
+        inputs: SSM states, one [S, K, h, d, s] per layer; or one tensor of frames, uint8 [S, H, W, C].
+        walls: float32 [S, P], 1 where there is a wall.
+        inside: bool [S, P], positions inside the maze: the others are not asked.
+        objects: float32 [S, k, 2], (forward, left) in cells.
+    """
+
+    inputs: tuple[Tensor, ...]
+    walls: Tensor
+    inside: Tensor
+    objects: Tensor
+
+    def __len__(self) -> int:
+        return len(self.walls)
+
+    def rows(self, rows: Tensor) -> ProbeData:
+        """Some of the samples."""
+        inputs = tuple(part[rows] for part in self.inputs)
+        return ProbeData(inputs, self.walls[rows], self.inside[rows], self.objects[rows])
+
+    @classmethod
+    def joined(cls, parts: Sequence[ProbeData]) -> ProbeData:
+        """All samples of several."""
+        inputs = tuple(torch.cat(same) for same in zip(*(part.inputs for part in parts), strict=True))
+        walls, inside, objects = zip(*((part.walls, part.inside, part.objects) for part in parts), strict=True)
+        return cls(inputs, torch.cat(walls), torch.cat(inside), torch.cat(objects))
+
+
+class StateReadout(nn.Module):
+    """Learned readouts of an SSM state: numbers u^T S v of every head's matrix S [d, s], as Mamba2 itself reads S v.
+
+    Blocks of a layer share u and v, which keeps the probe small.
+    """
+
+    def __init__(self, states: Sequence[Tensor], num_readouts: int) -> None:
+        super().__init__()
+        self.scales = [root_mean_square(state) for state in states]
+        shapes = [state.shape[1:] for state in states]
+        self.left = nn.ParameterList(torch.randn(h, num_readouts, d) / d**0.5 for _, h, d, _ in shapes)
+        self.right = nn.ParameterList(torch.randn(h, num_readouts, s) / s**0.5 for _, h, _, s in shapes)
+        self.num_features = sum(k * h * num_readouts for k, h, _, _ in shapes)
+
+    def forward(self, states: Sequence[Tensor]) -> Tensor:
+        """[B, num_features] from one [B, K, h, d, s] per layer."""
+        parts = []
+        for state, scale, left, right in zip(states, self.scales, self.left, self.right, strict=True):
+            read = torch.einsum("bkhds,hrs->bkhrd", state.float() / scale, right)
+            parts.append((read * left).sum(-1).flatten(1))
+        return torch.cat(parts, 1)
+
+
+def root_mean_square(state: Tensor) -> float:
+    """Never 0; without a float32 copy of a large tensor."""
+    return max(float(torch.linalg.vector_norm(state, dtype=torch.float32)) / state.numel() ** 0.5, 1e-12)
+
+
+class FrameReadout(nn.Module):
+    """A frame's pixels in [-1, 1] as they are."""
+
+    def __init__(self, frames: Tensor) -> None:
+        super().__init__()
+        self.num_features = frames[0].numel()
+
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+        """[B, H * W * C] from one uint8 [B, H, W, C]."""
+        return inputs[0].flatten(1).float() / 127.5 - 1
+
+
+class Probe(nn.Module):
+    """Readout, then an MLP of two hidden layers."""
+
+    def __init__(self, data: ProbeData, num_readouts: int, width: int) -> None:
+        super().__init__()
+        is_frame = data.inputs[0].dtype == torch.uint8
+        self.readout = FrameReadout(data.inputs[0]) if is_frame else StateReadout(data.inputs, num_readouts)
+        self.num_positions, self.num_objects = data.walls.shape[1], data.objects.shape[1]
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(self.readout.num_features),
+            nn.Linear(self.readout.num_features, width),
+            nn.SiLU(),
+            nn.Dropout(0.2),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Dropout(0.2),
+            nn.Linear(width, self.num_positions + 2 * self.num_objects),
+        )
+
+    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits of walls [B, P], and objects [B, k, 2]."""
+        walls, objects = self.mlp(self.readout(inputs)).split([self.num_positions, 2 * self.num_objects], 1)
+        return walls, objects.unflatten(1, (self.num_objects, 2))
+
+
+@dataclass(frozen=True)
+class ProbeTraining:
+    """How a probe is trained. It stops when the validation loss has not fallen for `patience` epochs, and the weights
+    with the lowest one stay."""
+
+    num_readouts: int = 4  # of each head of each block
+    width: int = 512
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    batch_size: int = 64
+    max_epochs: int = 200
+    patience: int = 15
+
+
+def train_probe(data: ProbeData, validation: ProbeData, options: ProbeTraining, seed: int = 0) -> Probe:
+    """A probe trained on `data`, on its device. The seed decides weights, order and dropout."""
+    device = data.walls.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        probe = Probe(data, options.num_readouts, options.width).to(device)
+        optimizer = torch.optim.AdamW(probe.parameters(), options.learning_rate, weight_decay=options.weight_decay)
+        best, best_weights, waited = float("inf"), probe.state_dict(), 0
+        for _ in range(options.max_epochs):
+            probe.train()
+            for rows in torch.randperm(len(data)).to(device).split(options.batch_size):
+                optimizer.zero_grad()
+                probe_loss(probe, data.rows(rows)).backward()
+                optimizer.step()
+            loss = float(evaluate_loss(probe, validation, options.batch_size))
+            waited += 1
+            if loss < best:
+                best, waited = loss, 0
+                best_weights = {name: value.clone() for name, value in probe.state_dict().items()}
+            if waited >= options.patience:
+                break
+    probe.load_state_dict(best_weights)
+    return probe.eval()
+
+
+def probe_loss(probe: Probe, data: ProbeData) -> Tensor:
+    """Cross-entropy of the walls inside the maze, and the weighted squared error of the objects."""
+    walls, objects = probe(data.inputs)
+    of_walls = F.binary_cross_entropy_with_logits(walls, data.walls, reduction="none")[data.inside].mean()
+    return of_walls + OBJECT_WEIGHT * F.mse_loss(objects, data.objects)
+
+
+@torch.no_grad()
+def evaluate_loss(probe: Probe, data: ProbeData, batch_size: int) -> Tensor:
+    """Mean loss over samples, without dropout."""
+    probe.eval()
+    parts = torch.arange(len(data), device=data.walls.device).split(batch_size)
+    return torch.stack([probe_loss(probe, data.rows(rows)) * len(rows) for rows in parts]).sum() / len(data)
+
+
+@torch.no_grad()
+def predict(probe: Probe, data: ProbeData, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Walls bool [S, P] and objects float32 [S, k, 2]."""
+    parts = torch.arange(len(data), device=data.walls.device).split(batch_size)
+    walls, objects = zip(*(probe(data.rows(rows).inputs) for rows in parts), strict=True)
+    return torch.cat(walls) > 0, torch.cat(objects)
