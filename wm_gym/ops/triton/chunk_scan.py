@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from wm_gym.ops.triton.scan_gradients import scan_backward_bc, scan_backward_x
 from wm_gym.ops.triton.scan_steps import scan_steps_backward_kernel, scan_steps_kernel
 from wm_gym.ops.triton.token_order import token_index
 
@@ -23,6 +24,9 @@ _STEP_CHUNKS = 16  # chunks whose step sizes a program computes
 # Registers are what limits how many programs share a multiprocessor.
 _FORWARD_LAUNCH = {"num_warps": 4, "num_stages": 2, "maxnreg": 168}
 _BACKWARD_LAUNCH = {"num_warps": 4, "num_stages": 1}
+_X_LAUNCH = {"num_warps": 4, "num_stages": 2, "maxnreg": 168}
+_BC_LAUNCH = {"num_warps": 8, "num_stages": 1}
+SPLIT_BACKWARD = True
 _PROGRAMS = 1024  # that keep a GPU busy; fewer sequences than that are cut into segments
 
 
@@ -295,21 +299,38 @@ def chunk_scan_backward(
     s = _Shape(projected, mixed, dt_bias.shape[0], inner, block_size)
     final = s.boundary_states(grad, mixed, inner + s.sizes[2], steps, reverse=True)
     grad_x = torch.empty_like(grad)
-    grad_bc = grad.new_empty(s.heads, *mixed.shape[:-1], 2 * s.sizes[2])
     grad_steps, grad_decays = torch.empty_like(steps[0]), torch.empty_like(steps[1])
     grad_ends = torch.empty(s.sequences, s.chunks, device=grad.device)
-    grad_skip = torch.empty(s.sequences // s.heads, s.heads, s.segments, device=grad.device)
-    _scan_backward[(s.sequences, s.segments)](
-        grad, mixed, *steps, skip, states, steps if final is None else final,
-        grad_x, grad_bc, grad_steps, grad_decays, grad_ends, grad_skip,
-        s.num_tokens, s.length, s.frames, s.segment_chunks, s.chunks,
-        mixed.shape[-1], inner, *s.sizes, *s.grid, final is not None,
-        **_BACKWARD_LAUNCH,
-    )  # fmt: skip
+    if SPLIT_BACKWARD:
+        grad_states = torch.empty_like(states)
+        scan_backward_x[(s.sequences, s.segments)](
+            grad, mixed, *steps, skip, steps if final is None else final, grad_x, grad_states,
+            s.length, s.frames, s.segment_chunks, s.chunks,
+            mixed.shape[-1], inner, *s.sizes, *s.grid, final is not None,
+            **_X_LAUNCH,
+        )  # fmt: skip
+        grad_bc = grad.new_empty(*mixed.shape[:-1], 2 * s.sizes[2])
+        grad_skip = torch.empty(s.sequences // s.heads, s.heads, s.chunks, device=grad.device)
+        scan_backward_bc[(s.sequences // s.heads, s.chunks)](
+            grad, mixed, *steps, states, grad_states, grad_bc, grad_steps, grad_decays, grad_ends, grad_skip,
+            s.length, s.frames, s.chunks, mixed.shape[-1], inner, *s.sizes, *s.grid,
+            **_BC_LAUNCH,
+        )  # fmt: skip
+    else:
+        grad_bc = grad.new_empty(s.heads, *mixed.shape[:-1], 2 * s.sizes[2])
+        grad_skip = torch.empty(s.sequences // s.heads, s.heads, s.segments, device=grad.device)
+        _scan_backward[(s.sequences, s.segments)](
+            grad, mixed, *steps, skip, states, steps if final is None else final,
+            grad_x, grad_bc, grad_steps, grad_decays, grad_ends, grad_skip,
+            s.num_tokens, s.length, s.frames, s.segment_chunks, s.chunks,
+            mixed.shape[-1], inner, *s.sizes, *s.grid, final is not None,
+            **_BACKWARD_LAUNCH,
+        )  # fmt: skip
+        grad_bc = grad_bc.sum(0)
     partial = torch.empty(s.sequences // s.heads, s.heads, s.step_grid[1], 2, device=grad.device)
     scan_steps_backward_kernel[s.step_grid](
         projected, dt_bias, log_decay, steps[0], grad_steps, grad_decays, grad_ends, grad_projected, partial,
         s.length, s.frames, s.chunks, *s.step_sizes(), num_warps=4,
     )  # fmt: skip
     grad_decay, grad_bias = partial.sum((0, 2)).unbind(1)
-    return grad_x, grad_bc.sum(0), grad_bias, grad_decay, grad_skip.sum((0, 2))
+    return grad_x, grad_bc, grad_bias, grad_decay, grad_skip.sum((0, 2))
