@@ -198,11 +198,9 @@ def test_scan_step_at_the_models_size(block_size: int, state_dtype: torch.dtype,
 
 
 @on_gpu
-@pytest.mark.parametrize("batch", [2, 80])
-@pytest.mark.parametrize("dim", [16, 32, 64, 128])
-@pytest.mark.parametrize("block_size", [1, 2, 4, 8])
-def test_scan_step_of_other_widths(block_size: int, dim: int, batch: int) -> None:
-    case = scan_case(Draw(DEVICE, BF16), batch, grid=(8, 8), heads=8, dim=dim, state_dim=32, block_size=block_size)
+@pytest.mark.parametrize(("block_size", "dim"), [(2, 16), (2, 128), (4, 32), (8, 16), (8, 32), (8, 128)])
+def test_scan_step_of_many_states_of_other_widths(block_size: int, dim: int) -> None:
+    case = scan_case(Draw(DEVICE, BF16), 80, grid=(8, 8), heads=8, dim=dim, state_dim=32, block_size=block_size)
     assert_equal_to_twin(step.scan_step, case, ("ssm_state", "conv_state"), TOLERANCE[BF16])
 
 

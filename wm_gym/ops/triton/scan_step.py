@@ -18,23 +18,11 @@ import triton.language as tl
 from torch import Tensor
 
 from wm_gym.ops.triton.launch import ceil_div, matrix_operand, matrix_precision, next_power_of_two
+from wm_gym.ops.triton.scan_conv import LOG2_OF_E, scan_conv, silu, token_rows
 
 _MAX_PIECE = 64  # tokens per matrix product
 _FILLS_A_GPU = 256  # programs
-_LOG2_OF_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 _MANY = 512  # states: a program for each of them fills a GPU
-
-
-@triton.jit
-def _token_rows(token, block, BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Where the tokens of a block (time slowest, then rows, then columns), ``[n]``, lie among a dream's tokens."""
-    per_block: tl.constexpr = BLOCK_SIZE * BLOCK_SIZE
-    per_row: tl.constexpr = COLUMNS // BLOCK_SIZE
-    inside = token % per_block
-    row = block // per_row * BLOCK_SIZE + inside // BLOCK_SIZE
-    column = block % per_row * BLOCK_SIZE + inside % BLOCK_SIZE
-    # Triton 3.6 believes that all of a quotient's elements are as aligned as the first, and loads misaligned vectors.
-    return tl.multiple_of(token // per_block * (ROWS * COLUMNS) + row * COLUMNS + column, [1])
 
 
 @triton.jit
@@ -43,65 +31,6 @@ def _softplus(x):
     e = tl.exp(tl.minimum(x, 20.0))
     u = 1.0 + e
     return tl.where(x > 20.0, x, tl.where(u == 1.0, e, tl.log(u) * (e / tl.where(u == 1.0, 1.0, u - 1.0))))
-
-
-@triton.jit
-def _silu(x):
-    return x / (1.0 + tl.exp2(x * -_LOG2_OF_E))
-
-
-@triton.jit
-def _conv_kernel(
-    projected, conv_weight, conv_bias, conv_state, filtered,
-    INNER: tl.constexpr, MIXED: tl.constexpr, CHANNELS: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, FRAMES: tl.constexpr, COMMITTED: tl.constexpr,
-    TOKEN_TILE: tl.constexpr, CHANNEL_TILE: tl.constexpr,
-):  # fmt: skip
-    """Convolution and SiLU in block order; the convolution state is read and, with COMMITTED tokens, moved on."""
-    BLOCKS: tl.constexpr = (ROWS // BLOCK_SIZE) * (COLUMNS // BLOCK_SIZE)
-    LENGTH: tl.constexpr = FRAMES * BLOCK_SIZE * BLOCK_SIZE
-    tiles: tl.constexpr = (LENGTH + TOKEN_TILE - 1) // TOKEN_TILE
-    tile = tl.program_id(0) % tiles
-    sequence = (tl.program_id(0) // tiles).to(tl.int64)
-    block = (sequence % BLOCKS).to(tl.int32)
-    dream_row = sequence // BLOCKS * (FRAMES * ROWS * COLUMNS)
-    fresh = projected + dream_row * CHANNELS + INNER
-    past = conv_state + sequence * (3 * MIXED)
-
-    channel = tl.program_id(1) * CHANNEL_TILE + tl.arange(0, CHANNEL_TILE)[None, :]
-    inside = channel < MIXED
-    token = tile * TOKEN_TILE + tl.arange(0, TOKEN_TILE)
-    mask = (token < LENGTH)[:, None] & inside
-    total = tl.load(conv_bias + channel, inside, 0.0).to(tl.float32)
-    for tap in tl.static_range(4):
-        value = _conv_input(
-            fresh, past, token + (tap - 3), channel, mask, block, CHANNELS, MIXED, BLOCK_SIZE, ROWS, COLUMNS
-        )
-        total += value * tl.load(conv_weight + tap * MIXED + channel, inside, 0.0).to(tl.float32)
-    row = dream_row + _token_rows(token, block, BLOCK_SIZE, ROWS, COLUMNS)[:, None]
-    tl.store(filtered + row * MIXED + channel, _silu(total).to(filtered.dtype.element_ty), mask)
-
-    if COMMITTED > 0:
-        tap = tl.arange(0, 4)
-        # Only the first tile reads the state, so it may write it, once all its threads have read.
-        kept = (tap < 3)[:, None] & inside & (tile == 0)
-        newest = _conv_input(
-            fresh, past, COMMITTED - 3 + tap, channel, kept, block, CHANNELS, MIXED, BLOCK_SIZE, ROWS, COLUMNS
-        )
-        tl.debug_barrier()
-        tl.store(past + tap[:, None] * MIXED + channel, newest.to(conv_state.dtype.element_ty), kept)
-
-
-@triton.jit
-def _conv_input(
-    fresh, past, token, channel, mask, block, CHANNELS: tl.constexpr, MIXED: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Inputs of the convolution, float32 [tokens, channels]; tokens -3 to -1 are in the convolution state."""
-    row = _token_rows(tl.maximum(token, 0), block, BLOCK_SIZE, ROWS, COLUMNS)[:, None]
-    token = token[:, None]
-    new = tl.load(fresh + row * CHANNELS + channel, mask & (token >= 0), 0.0).to(tl.float32)
-    return new + tl.load(past + (token + 3) * MIXED + channel, mask & (token < 0), 0.0).to(tl.float32)
 
 
 @triton.jit
@@ -129,37 +58,56 @@ def _recurrent_kernel(
     held = has_d[:, None] & has_s[None, :]
     state = tl.load(place, held, 0.0).to(tl.float32)
     channel = head * DIM + d
-    rate = tl.load(a + head).to(tl.float32)
+    rate = tl.load(a + head).to(tl.float32) * LOG2_OF_E
     bias = tl.load(dt_bias + head).to(tl.float32)
     direct = tl.load(skip + head).to(tl.float32)
-    for token in tl.static_range(FRAMES):
-        row = dream_row + token * (ROWS * COLUMNS) + block
-        dt = _softplus(tl.load(projected + row * CHANNELS + INNER + MIXED + head).to(tl.float32) + bias)
-        gate = tl.load(projected + row * CHANNELS + channel, has_d, 0.0).to(tl.float32)
-        x = tl.load(filtered + row * MIXED + channel, has_d, 0.0).to(tl.float32)
-        b = tl.load(filtered + row * MIXED + INNER + s, has_s, 0.0).to(tl.float32)
-        c = tl.load(filtered + row * MIXED + INNER + STATE + s, has_s, 0.0).to(tl.float32)
-        state = tl.exp(dt * rate) * state + (dt * x)[:, None] * b[None, :]
-        y = tl.sum(state * c[None, :], axis=1) + direct * x
-        tl.store(out + row * INNER + channel, (y * _silu(gate)).to(out.dtype.element_ty), has_d)
-        if token + 1 == COMMITTED:
-            tl.store(place, state.to(ssm_state.dtype.element_ty), held)
+    # Both frames are loaded before anything is stored, so that they travel together with the state.
+    row = dream_row + block
+    dt, gate, x, b, c = _token_of_head(
+        projected, filtered, row, head, channel, has_d, s, has_s, bias, INNER, MIXED, CHANNELS, STATE
+    )
+    if FRAMES > 1:
+        next_row = row + ROWS * COLUMNS
+        next_dt, next_gate, next_x, next_b, next_c = _token_of_head(
+            projected, filtered, next_row, head, channel, has_d, s, has_s, bias, INNER, MIXED, CHANNELS, STATE
+        )
+    state = tl.exp2(dt * rate) * state + (dt * x)[:, None] * b[None, :]
+    y = tl.sum(state * c[None, :], axis=1) + direct * x
+    if COMMITTED > 0:
+        tl.store(place, state.to(ssm_state.dtype.element_ty), held)
+    tl.store(out + row * INNER + channel, (y * silu(gate)).to(out.dtype.element_ty), has_d)
+    if FRAMES > 1:
+        state = tl.exp2(next_dt * rate) * state + (next_dt * next_x)[:, None] * next_b[None, :]
+        y = tl.sum(state * next_c[None, :], axis=1) + direct * next_x
+        tl.store(out + next_row * INNER + channel, (y * silu(next_gate)).to(out.dtype.element_ty), has_d)
+
+
+@triton.jit
+def _token_of_head(
+    projected, filtered, row, head, channel, has_d, s, has_s, bias,
+    INNER: tl.constexpr, MIXED: tl.constexpr, CHANNELS: tl.constexpr, STATE: tl.constexpr,
+):  # fmt: skip
+    """A token's step dt, gate and x for some rows of a head, and b and c."""
+    step = tl.load(projected + row * CHANNELS + INNER + MIXED + head).to(tl.float32)
+    gate = tl.load(projected + row * CHANNELS + channel, has_d, 0.0).to(tl.float32)
+    x = tl.load(filtered + row * MIXED + channel, has_d, 0.0).to(tl.float32)
+    b = tl.load(filtered + row * MIXED + INNER + s, has_s, 0.0).to(tl.float32)
+    c = tl.load(filtered + row * MIXED + INNER + STATE + s, has_s, 0.0).to(tl.float32)
+    return _softplus(step + bias), gate, x, b, c
 
 
 @triton.jit
 def _piece_of_tokens(
-    projected, filtered, dt_bias, a, dream_row, token, valid, block, head, s, has_s,
-    INNER: tl.constexpr, MIXED: tl.constexpr, CHANNELS: tl.constexpr, STATE: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr,
+    projected, filtered, dt_bias, a, row, valid, head, s, has_s,
+    INNER: tl.constexpr, MIXED: tl.constexpr, CHANNELS: tl.constexpr, STATE: tl.constexpr, GROUP: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What heads share of some tokens, and the small part that each has of its own.
 
-    Returns the tokens' places; what they write to a state (b), read from it (c), and the products of both; of GROUP
+    Returns what they write to a state (b), read from it (c), and the products of both; of GROUP
     heads from ``head`` on the steps dt and the logarithms to base 2 of the decay at each token and from the first on,
     ``[tokens, GROUP]`` or, of one head, ``[tokens]``.
     """
-    row = dream_row + _token_rows(token, block, BLOCK_SIZE, ROWS, COLUMNS)
     place = filtered + row[:, None] * MIXED + INNER + s[None, :]
     mask = valid[:, None] & has_s[None, :]
     b = tl.load(place, mask, 0.0).to(OPERAND)
@@ -175,8 +123,8 @@ def _piece_of_tokens(
         step = tl.load(projected + row[:, None] * CHANNELS + INNER + MIXED + own, valid[:, None], 0.0).to(tl.float32)
         bias, rate = tl.load(dt_bias + own).to(tl.float32), tl.load(a + own).to(tl.float32)
         dt = tl.where(valid[:, None], _softplus(step + bias), 0.0)
-    log_decay = dt * (rate * _LOG2_OF_E)
-    return row, b, c, tl.dot(c, tl.trans(b), input_precision=PRECISION), dt, log_decay, tl.cumsum(log_decay, 0)
+    log_decay = dt * (rate * LOG2_OF_E)
+    return b, c, tl.dot(c, tl.trans(b), input_precision=PRECISION), dt, log_decay, tl.cumsum(log_decay, 0)
 
 
 @triton.jit
@@ -220,10 +168,12 @@ def _chunk_kernel(
     valid = index < PIECE
     x_mask = valid[:, None] & has_d[None, :]
     causal = index[:, None] >= index[None, :]
-    if PIECES == 1:
-        row, b, c, products, all_dt, all_log_decay, all_decay = _piece_of_tokens(
-            projected, filtered, dt_bias, a, dream_row, index, valid, block, first_head, s, has_s,
-            INNER, MIXED, CHANNELS, STATE, BLOCK_SIZE, ROWS, COLUMNS, GROUP, OPERAND, PRECISION,
+    if GROUP > 1:
+        tl.static_assert(PIECES == 1, "heads share a single piece")
+        row = dream_row + token_rows(index, block, BLOCK_SIZE, ROWS, COLUMNS)
+        b, c, products, all_dt, all_log_decay, all_decay = _piece_of_tokens(
+            projected, filtered, dt_bias, a, row, valid, first_head, s, has_s,
+            INNER, MIXED, CHANNELS, STATE, GROUP, OPERAND, PRECISION,
         )  # fmt: skip
     for member in tl.range(0, GROUP, num_stages=PREFETCH):
         head = first_head + member
@@ -233,20 +183,22 @@ def _chunk_kernel(
         direct = tl.load(skip + head).to(tl.float32)
         for piece in tl.static_range(PIECES):
             token = piece * PIECE + index
-            if PIECES > 1:
-                row, b, c, products, all_dt, all_log_decay, all_decay = _piece_of_tokens(
-                    projected, filtered, dt_bias, a, dream_row, token, valid, block, first_head, s, has_s,
-                    INNER, MIXED, CHANNELS, STATE, BLOCK_SIZE, ROWS, COLUMNS, GROUP, OPERAND, PRECISION,
-                )  # fmt: skip
+            if GROUP == 1:
+                row = dream_row + token_rows(token, block, BLOCK_SIZE, ROWS, COLUMNS)
             x = tl.load(filtered + row[:, None] * MIXED + channel[None, :], x_mask, 0.0)
             gate = tl.load(projected + row[:, None] * CHANNELS + channel[None, :], x_mask, 0.0).to(tl.float32)
+            if GROUP == 1:  # after all loads have been issued, for it waits
+                b, c, products, all_dt, all_log_decay, all_decay = _piece_of_tokens(
+                    projected, filtered, dt_bias, a, row, valid, head, s, has_s,
+                    INNER, MIXED, CHANNELS, STATE, GROUP, OPERAND, PRECISION,
+                )  # fmt: skip
             dt, decay = _of_member(all_dt, member, GROUP), _of_member(all_decay, member, GROUP)
 
             weight = tl.exp2(tl.where(causal, decay[:, None] - decay[None, :], float("-inf"))) * dt[None, :]
             y = tl.dot(c, tl.trans(state.to(OPERAND)), input_precision=PRECISION) * tl.exp2(decay)[:, None]
             y = tl.dot((products * weight).to(OPERAND), x.to(OPERAND), acc=y, input_precision=PRECISION)
             y += direct * x.to(tl.float32)
-            y *= _silu(gate)
+            y *= silu(gate)
             tl.store(out + row[:, None] * INNER + channel[None, :], y.to(out.dtype.element_ty), x_mask)
 
             if piece * PIECE < COMMITTED or piece + 1 < PIECES:
@@ -276,22 +228,18 @@ def scan_step(
     Raises:
         ValueError: if the states are not contiguous.
     """
-    batch, frames, rows, columns, channels = projected.shape
+    batch, frames, rows, columns, _channels = projected.shape
     blocks, heads, dim, state_dim = ssm_state.shape[1:]
     if not (ssm_state.is_contiguous() and conv_state.is_contiguous()):
         raise ValueError("ssm_state and conv_state are changed in place and must be contiguous; pass them so.")
     inner, mixed, tokens = heads * dim, heads * dim + 2 * state_dim, block_size**2
     sequences = batch * blocks
-    projected, conv_weight, conv_bias = projected.contiguous(), conv_weight.contiguous(), conv_bias.contiguous()
+    projected = projected.contiguous()
     dt_bias, a, skip = dt_bias.contiguous(), a.contiguous(), skip.contiguous()
     grid = {"BLOCK_SIZE": block_size, "ROWS": rows, "COLUMNS": columns, "FRAMES": frames}
     grid["COMMITTED"] = num_committed * tokens
 
-    filtered = projected.new_empty(batch, frames, rows, columns, mixed)
-    conv = _conv_launch(frames * tokens, mixed)
-    _conv_kernel[(sequences * ceil_div(frames * tokens, conv["TOKEN_TILE"]), ceil_div(mixed, conv["CHANNEL_TILE"]))](
-        projected, conv_weight, conv_bias, conv_state, filtered, inner, mixed, channels, **grid, **conv
-    )
+    filtered = scan_conv(projected, conv_weight, conv_bias, conv_state, inner, mixed, grid)
     out = projected.new_empty(batch, frames, rows, columns, inner)
     tensors = (projected, filtered, dt_bias, a, skip, ssm_state, out)
     sizes = {"HEADS": heads, "DIM": dim, "STATE": state_dim, "STATE_TILE": _tile(state_dim), **grid}
@@ -299,7 +247,7 @@ def scan_step(
         _recurrent_kernel[(sequences * heads * ceil_div(dim, 16),)](*tensors, **sizes, ROW_TILE=16, num_warps=1)
         return out
     piece = _piece(tokens, frames)
-    launch = _chunk_launch(_tile(piece), _tile(dim), heads, sequences)
+    launch = _chunk_launch(piece, frames * tokens // piece, _tile(dim), heads, sequences)
     programs = sequences * heads // launch["GROUP"] * ceil_div(dim, launch["ROW_TILE"])
     _chunk_kernel[(programs,)](
         *tensors, **sizes, **launch, PIECE=piece, PADDED=_tile(piece), OPERAND=matrix_operand(projected.dtype),
@@ -320,24 +268,13 @@ def _piece(tokens: int, frames: int) -> int:
     return max(size for size in range(1, _MAX_PIECE + 1) if tokens % size == 0)
 
 
-def _conv_launch(length: int, mixed: int) -> dict[str, int]:
-    """Tiles of the convolution, as measured on an H200.
-
-    A tile that is not a whole sequence has more than 3 tokens, so that only the first reads the convolution state.
-    """
-    token_tile = min(32, next_power_of_two(length))
-    channel_tile = min(64 if token_tile > 8 else 128, next_power_of_two(mixed))
-    num_warps = max(1, token_tile * channel_tile // 512)
-    return {"TOKEN_TILE": token_tile, "CHANNEL_TILE": channel_tile, "num_warps": num_warps}
-
-
-def _chunk_launch(padded: int, dim: int, heads: int, sequences: int) -> dict[str, Any]:
-    """Tiles of the dual form, as measured on an H200, for pieces of ``padded`` tokens.
+def _chunk_launch(piece: int, num_pieces: int, dim: int, heads: int, sequences: int) -> dict[str, Any]:
+    """Tiles of the dual form, as measured on an H200, for pieces of so many tokens.
 
     Triton 3.6 miscompiles 64 tokens by fewer than 64 rows in 4 warps for it; 2 or 8 are right.
     """
-    launch = {"ROW_TILE": dim, "GROUP": 1, "PREFETCH": 1, "num_warps": 4, "maxnreg": None}
-    states = sequences * heads
+    launch = {"ROW_TILE": min(dim, 64), "GROUP": 1, "PREFETCH": 1, "num_warps": 4, "maxnreg": None}
+    states, padded = sequences * heads, _tile(piece)
     if states < _MANY:
         # Fewer rows per program, so that more of the GPU works.
         row_tile = dim
@@ -346,7 +283,9 @@ def _chunk_launch(padded: int, dim: int, heads: int, sequences: int) -> dict[str
         return launch | {"ROW_TILE": row_tile, "num_warps": 8 if padded >= 64 else 4}
     if padded == 16:
         return launch | {"ROW_TILE": min(dim, 32), "num_warps": 2}
-    if padded == 32:
+    if padded == 32 and num_pieces == 1:
         group = next(size for size in (4, 2, 1) if heads % size == 0 and states >= size * _MANY)
         return launch | {"GROUP": group, "PREFETCH": 3}
-    return launch | ({"ROW_TILE": 64, "maxnreg": 168} if dim >= 64 else {"num_warps": 8})
+    if padded == 64 and dim < 64:
+        return launch | {"num_warps": 8}
+    return launch | {"maxnreg": 168}
