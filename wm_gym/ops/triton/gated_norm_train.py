@@ -13,6 +13,7 @@ from torch import Tensor
 EPS = 1e-5
 _TOKENS = 4  # of one step of a program
 _STEPS = 16  # of a backward program, which sums the gradient of the weight
+_BACKWARD_WARPS = 8
 _STAGES = 3  # steps whose loads are under way
 
 
@@ -89,6 +90,6 @@ def gated_norm_backward(
     _norm_backward[(programs,)](
         grad, y, projected, weight, grad_y, grad_projected, partial, num_tokens,
         projected.shape[-1], inner, EPS, _TOKENS, _STEPS, block, _STAGES,
-        num_warps=4,
+        num_warps=_BACKWARD_WARPS,
     )  # fmt: skip
     return grad_y, partial.sum(0)
