@@ -37,11 +37,12 @@ class Launch:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a compiled kernel takes: per thread registers and bytes of stack, per program shared bytes."""
+    """What a compiled kernel takes: per thread registers and bytes of stack, per program shared bytes; and its code."""
 
     registers: int
     stack: int
     shared: int
+    ttir: str
     ptx: str
 
 
@@ -87,7 +88,9 @@ def compile_launch(launch: Launch, target: GPUTarget = H200) -> Resources:
     usage = _resource_usage(compiled.asm["cubin"])
     registers, stack = re.search(r"REG:(\d+)", usage), re.search(r"STACK:(\d+)", usage)
     assert registers is not None and stack is not None, usage
-    return Resources(int(registers[1]), int(stack[1]), compiled.metadata.shared, compiled.asm["ptx"])
+    return Resources(
+        int(registers[1]), int(stack[1]), compiled.metadata.shared, compiled.asm["ttir"], compiled.asm["ptx"]
+    )
 
 
 def _resource_usage(cubin: bytes) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -37,6 +38,19 @@ def test_two_fused_layers_in_bfloat16_stays_close_to_float32(errors: dict[str, d
     assert errors["two layers in bfloat16"]["output"] < 3e-2
     wrong = {name: error for name, error in errors["two layers in bfloat16"].items() if not error < 0.1}
     assert not wrong
+
+
+def test_compiled_gradient_of_the_convolution_carries_inputs_and_gradients_along() -> None:
+    """Triton 3.6 replaces a carried value that is only handed on by its initial value; its interpreter does not."""
+    from tests.ops.compiled import compile_launch, launches_of
+    from wm_gym.ops.triton.conv_silu import conv_silu_backward
+
+    projected, grad = torch.empty(1, 4, 2, 2, 52), torch.empty(1, 4, 2, 2, 32)
+    launches = launches_of(
+        conv_silu_backward, (grad,), projected, torch.empty(4, 32), torch.empty(32), 16, 2, torch.empty_like(projected)
+    )
+    loops = re.findall(r"scf\.for .*? iter_args\((.*?)\)", compile_launch(launches[0]).ttir)
+    assert [loop.count("=") for loop in loops] == [3 + 3 + 5]  # inputs, gradients, sums for four taps and the bias
 
 
 @pytest.mark.gpu

@@ -23,10 +23,8 @@ _CHUNK = 64
 _STEP_CHUNKS = 16  # chunks whose step sizes a program computes
 # Registers are what limits how many programs share a multiprocessor.
 _FORWARD_LAUNCH = {"num_warps": 4, "num_stages": 2, "maxnreg": 168}
-_BACKWARD_LAUNCH = {"num_warps": 4, "num_stages": 1}
-_X_LAUNCH = {"num_warps": 4, "num_stages": 2, "maxnreg": 168}
-_BC_LAUNCH = {"num_warps": 8, "num_stages": 1}
-SPLIT_BACKWARD = True
+_X_LAUNCH = {"num_warps": 4, "num_stages": 2}
+_BC_LAUNCH = {"num_warps": 4, "num_stages": 2}
 _PROGRAMS = 1024  # that keep a GPU busy; fewer sequences than that are cut into segments
 
 
@@ -122,85 +120,6 @@ def _scan_forward(
         to_end = tl.exp2(last - tl.load(decays + at + q)) * tl.load(steps + at + q)
         b = (b.to(tl.float32) * to_end[:, None]).to(x.dtype)
         state = tl.dot(tl.trans(b), x, acc=state * tl.exp2(last), input_precision="tf32")
-
-
-@triton.jit
-def _scan_backward(
-    grad, mixed, steps, decays, sources, skip, states, final_grad,
-    grad_x, grad_bc, grad_steps, grad_decays, grad_ends, grad_skip,
-    num_tokens, length, frames, chunks, total_chunks,
-    MIXED: tl.constexpr, INNER: tl.constexpr,
-    HEADS: tl.constexpr, P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr, HAS_FINAL: tl.constexpr,
-):  # fmt: skip
-    """Chunks from the last to the first. With W the scores C B^T times the decay between tokens and the earlier one's
-    step, and S the state before the chunk: y = W x + from_start * C S + skip x, and the next state is
-    decay S + (to_end * step * B)^T x.
-    """
-    sequence = tl.program_id(0).to(tl.int64)
-    piece, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
-    program = sequence * tl.num_programs(1) + tl.program_id(1)
-    first = tl.program_id(1) * chunks
-    count = tl.minimum(chunks, total_chunks - first)
-    p, n, q = tl.arange(0, P), tl.arange(0, N), tl.arange(0, Q)
-    tile = n[:, None] * P + p[None, :]
-    direct = tl.load(skip + head)
-    dstate = tl.zeros((N, P), tl.float32)
-    if HAS_FINAL:
-        dstate = tl.load(final_grad + program * N * P + tile)
-    dskip = 0.0
-    for step in range(count):
-        chunk = first + count - 1 - step
-        position = chunk * Q + q
-        rows = (position < length)[:, None]
-        token = token_index(piece, position, frames, ROWS, COLUMNS, SIZE)
-        row = mixed + token[:, None] * MIXED
-        x = tl.load(row + head * P + p[None, :], mask=rows, other=0.0)
-        b = tl.load(row + INNER + n[None, :], mask=rows, other=0.0)
-        c = tl.load(row + INNER + N + n[None, :], mask=rows, other=0.0)
-        dy = tl.load(grad + token[:, None] * INNER + head * P + p[None, :], mask=rows, other=0.0)
-        state = tl.load(states + (sequence * total_chunks + chunk) * N * P + tile)
-        at = (sequence * total_chunks + chunk) * Q
-        last = tl.load(decays + at + Q - 1)
-
-        # Through the scores: dW = dy x^T.
-        decay = _decay_between(decays, sources, at, Q)
-        scores = tl.dot(c, tl.trans(b), input_precision="tf32") * decay
-        dscores = tl.dot(dy, tl.trans(x), input_precision="tf32")
-        dskip += tl.sum(tl.where(q[:, None] == q[None, :], dscores, 0.0))
-        product = dscores * scores
-        through_later = tl.sum(product, 1)
-        through_earlier = tl.sum(product, 0)
-        dcb = (dscores * decay).to(x.dtype)
-        dx = tl.dot(tl.trans(scores.to(x.dtype)), dy, input_precision="tf32")
-
-        # Through the state after the chunk.
-        rounded = dstate.to(x.dtype)
-        to_end = tl.exp2(last - tl.load(decays + at + q)) * tl.load(steps + at + q)
-        reached = tl.dot(b, rounded, input_precision="tf32") * to_end[:, None]
-        overlap = tl.sum(reached * x.to(tl.float32), 1)
-        dx += reached + direct * dy.to(tl.float32)
-        tl.store(grad_x + token[:, None] * INNER + head * P + p[None, :], dx.to(grad_x.dtype.element_ty), mask=rows)
-        end = tl.sum(overlap, 0) + tl.exp2(last) * tl.sum(dstate * state.to(tl.float32))
-        tl.store(grad_ends + sequence * total_chunks + chunk, end)
-        through_earlier += overlap
-        dt = tl.load(steps + at + q)
-        tl.store(grad_steps + at + q, tl.where(dt > 0, through_earlier / dt, 0.0))
-
-        db = tl.dot(x, tl.trans(rounded), input_precision="tf32") * to_end[:, None]
-        db = tl.dot(tl.trans(dcb), c, acc=db, input_precision="tf32")
-        target = grad_bc + (head.to(tl.int64) * num_tokens + token)[:, None] * (2 * N) + n[None, :]
-        tl.store(target, db.to(grad_bc.dtype.element_ty), mask=rows)
-        from_start = tl.exp2(tl.load(decays + at + q))
-        dc = tl.dot(dy, tl.trans(state), input_precision="tf32") * from_start[:, None]
-        through_later += tl.sum(dc * c.to(tl.float32), 1)
-        tl.store(grad_decays + at + q, through_later - through_earlier)
-        dc = tl.dot(dcb, b, acc=dc, input_precision="tf32")
-        tl.store(target + N, dc.to(grad_bc.dtype.element_ty), mask=rows)
-
-        c = (c.to(tl.float32) * from_start[:, None]).to(x.dtype)
-        dstate = tl.dot(tl.trans(c), dy, acc=dstate * tl.exp2(last), input_precision="tf32")
-    tl.store(grad_skip + program, dskip)
 
 
 def _segments(sequences: int, chunks: int) -> tuple[int, int]:
@@ -301,32 +220,20 @@ def chunk_scan_backward(
     grad_x = torch.empty_like(grad)
     grad_steps, grad_decays = torch.empty_like(steps[0]), torch.empty_like(steps[1])
     grad_ends = torch.empty(s.sequences, s.chunks, device=grad.device)
-    if SPLIT_BACKWARD:
-        grad_states = torch.empty_like(states)
-        scan_backward_x[(s.sequences, s.segments)](
-            grad, mixed, *steps, skip, steps if final is None else final, grad_x, grad_states,
-            s.length, s.frames, s.segment_chunks, s.chunks,
-            mixed.shape[-1], inner, *s.sizes, *s.grid, final is not None,
-            **_X_LAUNCH,
-        )  # fmt: skip
-        grad_bc = grad.new_empty(*mixed.shape[:-1], 2 * s.sizes[2])
-        grad_skip = torch.empty(s.sequences // s.heads, s.heads, s.chunks, device=grad.device)
-        scan_backward_bc[(s.sequences // s.heads, s.chunks)](
-            grad, mixed, *steps, states, grad_states, grad_bc, grad_steps, grad_decays, grad_ends, grad_skip,
-            s.length, s.frames, s.chunks, mixed.shape[-1], inner, *s.sizes, *s.grid,
-            **_BC_LAUNCH,
-        )  # fmt: skip
-    else:
-        grad_bc = grad.new_empty(s.heads, *mixed.shape[:-1], 2 * s.sizes[2])
-        grad_skip = torch.empty(s.sequences // s.heads, s.heads, s.segments, device=grad.device)
-        _scan_backward[(s.sequences, s.segments)](
-            grad, mixed, *steps, skip, states, steps if final is None else final,
-            grad_x, grad_bc, grad_steps, grad_decays, grad_ends, grad_skip,
-            s.num_tokens, s.length, s.frames, s.segment_chunks, s.chunks,
-            mixed.shape[-1], inner, *s.sizes, *s.grid, final is not None,
-            **_BACKWARD_LAUNCH,
-        )  # fmt: skip
-        grad_bc = grad_bc.sum(0)
+    grad_states = torch.empty_like(states)
+    scan_backward_x[(s.sequences, s.segments)](
+        grad, mixed, *steps, skip, steps if final is None else final, grad_x, grad_states,
+        s.length, s.frames, s.segment_chunks, s.chunks,
+        mixed.shape[-1], inner, *s.sizes, *s.grid, final is not None,
+        **_X_LAUNCH,
+    )  # fmt: skip
+    grad_bc = grad.new_empty(*mixed.shape[:-1], 2 * s.sizes[2])
+    grad_skip = torch.empty(s.sequences // s.heads, s.heads, s.chunks, device=grad.device)
+    scan_backward_bc[(s.sequences // s.heads, s.chunks)](
+        grad, mixed, *steps, states, grad_states, grad_bc, grad_steps, grad_decays, grad_ends, grad_skip,
+        s.length, s.frames, s.chunks, mixed.shape[-1], inner, *s.sizes, *s.grid,
+        **_BC_LAUNCH,
+    )  # fmt: skip
     partial = torch.empty(s.sequences // s.heads, s.heads, s.step_grid[1], 2, device=grad.device)
     scan_steps_backward_kernel[s.step_grid](
         projected, dt_bias, log_decay, steps[0], grad_steps, grad_decays, grad_ends, grad_projected, partial,

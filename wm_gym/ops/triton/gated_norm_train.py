@@ -11,10 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 EPS = 1e-5
-_TOKENS = 4  # of one step of a program
-_STEPS = 16  # of a backward program, which sums the gradient of the weight
-_BACKWARD_WARPS = 8
-_STAGES = 3  # steps whose loads are under way
+_TOKENS = 4  # of a forward program
+_BACKWARD_TOKENS = 2  # of one step of a program
+_STEPS = 32  # of a backward program, which sums the gradient of the weight
 
 
 @triton.jit
@@ -36,12 +35,12 @@ def _norm_forward(
 def _norm_backward(
     grad, y, projected, weight, grad_y, grad_projected, partial, num_tokens,
     ROW: tl.constexpr, INNER: tl.constexpr, EPS: tl.constexpr,
-    TOKENS: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    TOKENS: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     channel = tl.arange(0, BLOCK)[None, :]
     w = tl.load(weight + channel, mask=channel < INNER, other=0.0).to(tl.float32)
     dw = tl.zeros((TOKENS, BLOCK), tl.float32)
-    for step in tl.range(0, STEPS, num_stages=STAGES):
+    for step in range(STEPS):
         token = ((tl.program_id(0) * STEPS + step) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)[:, None]
         mask = (token < num_tokens) & (channel < INNER)
         z = tl.load(projected + token * ROW + channel, mask=mask, other=0.0).to(tl.float32)
@@ -84,12 +83,12 @@ def gated_norm_backward(
     """Writes the gate's channels of ``grad_projected`` and returns the gradients of ``y`` and of the weight."""
     inner, num_tokens = y.shape[-1], y.numel() // y.shape[-1]
     grad_y = torch.empty_like(y)
-    programs = triton.cdiv(num_tokens, _TOKENS * _STEPS)
+    programs = triton.cdiv(num_tokens, _BACKWARD_TOKENS * _STEPS)
     partial = torch.empty(programs, inner, device=y.device)
     block = triton.next_power_of_2(inner)
     _norm_backward[(programs,)](
         grad, y, projected, weight, grad_y, grad_projected, partial, num_tokens,
-        projected.shape[-1], inner, EPS, _TOKENS, _STEPS, block, _STAGES,
-        num_warps=_BACKWARD_WARPS,
+        projected.shape[-1], inner, EPS, _BACKWARD_TOKENS, _STEPS, block,
+        num_warps=4,
     )  # fmt: skip
     return grad_y, partial.sum(0)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 EPS = 1e-6
 _TOKENS = 16  # of a forward program
-_BACKWARD_TOKENS = 8  # of one step of a program
+_BACKWARD_TOKENS = 4  # of one step of a program
 _STAGES = 3  # steps whose loads are under way
 
 
