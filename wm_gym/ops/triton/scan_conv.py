@@ -1,14 +1,10 @@
-"""What all heads of a block-wise scan share, or each needs once: convolution, steps and decays, in block order.
-
-The first of a scan's two kernels. Tokens stay where they are.
-"""
+"""The convolution of the block-wise scan, in block order without moving tokens: the first of a scan's two kernels."""
 
 # A kernel is Python in form only; the type checker does not know Triton's launches, loops and tuples.
 # pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportArgumentType=false
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -36,24 +32,13 @@ def silu(x):
 
 
 @triton.jit
-def _softplus(x):
-    """log(1 + exp(x)) with a small relative error also where exp(x) is small."""
-    e = tl.exp(tl.minimum(x, 20.0))
-    u = 1.0 + e
-    return tl.where(x > 20.0, x, tl.where(u == 1.0, e, tl.log(u) * (e / tl.where(u == 1.0, 1.0, u - 1.0))))
-
-
-@triton.jit
 def _conv_kernel(
-    projected, conv_weight, conv_bias, dt_bias, a, conv_state, filtered, steps, decays,
+    projected, conv_weight, conv_bias, conv_state, filtered,
     INNER: tl.constexpr, MIXED: tl.constexpr, CHANNELS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, FRAMES: tl.constexpr, COMMITTED: tl.constexpr,
-    TOKEN_TILE: tl.constexpr, CHANNEL_TILE: tl.constexpr, LENGTH_TILE: tl.constexpr, HEAD_TILE: tl.constexpr,
+    TOKEN_TILE: tl.constexpr, CHANNEL_TILE: tl.constexpr,
 ):  # fmt: skip
-    """Convolution and SiLU in block order; the convolution state is read and, with COMMITTED tokens, moved on.
-
-    The last programs along the second axis compute the steps and decays.
-    """
+    """Convolution and SiLU in block order; the convolution state is read and, with COMMITTED tokens, moved on."""
     BLOCKS: tl.constexpr = (ROWS // BLOCK_SIZE) * (COLUMNS // BLOCK_SIZE)
     LENGTH: tl.constexpr = FRAMES * BLOCK_SIZE * BLOCK_SIZE
     tiles: tl.constexpr = (LENGTH + TOKEN_TILE - 1) // TOKEN_TILE
@@ -61,45 +46,6 @@ def _conv_kernel(
     sequence = (tl.program_id(0) // tiles).to(tl.int64)
     block = (sequence % BLOCKS).to(tl.int32)
     dream_row = sequence // BLOCKS * (FRAMES * ROWS * COLUMNS)
-    if tl.program_id(1) == tl.num_programs(1) - 1:
-        if tile == 0:
-            _steps_and_decays(
-                projected, dt_bias, a, steps, decays, sequence, dream_row, block, INNER + MIXED, CHANNELS,
-                CHANNELS - INNER - MIXED, BLOCK_SIZE, ROWS, COLUMNS, LENGTH, LENGTH_TILE, HEAD_TILE,
-            )  # fmt: skip
-    else:
-        _filter(
-            projected, conv_weight, conv_bias, conv_state, filtered, sequence, dream_row, block, tile,
-            INNER, MIXED, CHANNELS, BLOCK_SIZE, ROWS, COLUMNS, LENGTH, COMMITTED, TOKEN_TILE, CHANNEL_TILE,
-        )  # fmt: skip
-
-
-@triton.jit
-def _steps_and_decays(
-    projected, dt_bias, a, steps, decays, sequence, dream_row, block,
-    FIRST: tl.constexpr, CHANNELS: tl.constexpr, HEADS: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    LENGTH: tl.constexpr, LENGTH_TILE: tl.constexpr, HEAD_TILE: tl.constexpr,
-):  # fmt: skip
-    """softplus(dt) of a sequence, and the logarithm to base 2 of the decay from its start to after each token."""
-    token, head = tl.arange(0, LENGTH_TILE), tl.arange(0, HEAD_TILE)[None, :]
-    row = dream_row + token_rows(token, block, BLOCK_SIZE, ROWS, COLUMNS)
-    mask = (token < LENGTH)[:, None] & (head < HEADS)
-    raw = tl.load(projected + row[:, None] * CHANNELS + FIRST + head, mask, 0.0).to(tl.float32)
-    dt = _softplus(raw + tl.load(dt_bias + head, head < HEADS, 0.0).to(tl.float32))
-    rate = tl.load(a + head, head < HEADS, 0.0).to(tl.float32) * LOG2_OF_E
-    place = (sequence * HEADS + head) * LENGTH + token[:, None]
-    tl.store(steps + place, dt, mask)
-    tl.store(decays + place, tl.cumsum(dt * rate, 0), mask)
-
-
-@triton.jit
-def _filter(
-    projected, conv_weight, conv_bias, conv_state, filtered, sequence, dream_row, block, tile,
-    INNER: tl.constexpr, MIXED: tl.constexpr, CHANNELS: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, LENGTH: tl.constexpr, COMMITTED: tl.constexpr,
-    TOKEN_TILE: tl.constexpr, CHANNEL_TILE: tl.constexpr,
-):  # fmt: skip
     fresh = projected + dream_row * CHANNELS + INNER
     past = conv_state + sequence * (3 * MIXED)
 
@@ -143,38 +89,32 @@ def scan_conv(
     projected: Tensor,
     conv_weight: Tensor,
     conv_bias: Tensor,
-    dt_bias: Tensor,
-    a: Tensor,
     conv_state: Tensor,
     inner: int,
     mixed: int,
     grid: dict[str, int],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Filter and activate x, b and c; compute steps and decays; take committed tokens into the convolution state.
+) -> Tensor:
+    """Filter and activate x, b and c; takes committed tokens into the convolution state.
 
     Args:
         projected: ``[B, F, rows, columns, inner + mixed + h]``, contiguous.
-        conv_weight, conv_bias, dt_bias, a, conv_state: as in :func:`wm_gym.ops.step.scan_step`.
+        conv_weight, conv_bias, conv_state: as in :func:`wm_gym.ops.step.scan_step`.
         inner, mixed: channels of the gate, and of x, b and c.
         grid: BLOCK_SIZE, ROWS, COLUMNS, FRAMES, and how many tokens of a block are COMMITTED.
 
     Returns:
-        x, b and c ``[B, F, rows, columns, mixed]``; for every block's L tokens, float32 ``[B, K, h, L]``, the steps
-        softplus(dt), and the logarithm to base 2 of the decay from the block's first token to after each.
+        ``[B, F, rows, columns, mixed]``.
     """
     batch, frames, rows, columns, channels = projected.shape
-    heads, length = channels - inner - mixed, frames * grid["BLOCK_SIZE"] ** 2
     filtered = projected.new_empty(batch, frames, rows, columns, mixed)
-    steps = projected.new_empty(batch, conv_state.shape[1], heads, length, dtype=torch.float32)
-    decays = steps.new_empty(steps.shape)
+    length = frames * grid["BLOCK_SIZE"] ** 2
     # A tile that is not a whole sequence has more than 3 tokens, so that only the first reads the convolution state.
     token_tile = min(32, next_power_of_two(length))
     channel_tile = min(64 if token_tile > 8 else 128, next_power_of_two(mixed))
-    programs = batch * conv_state.shape[1] * ceil_div(length, token_tile)
-    _conv_kernel[(programs, ceil_div(mixed, channel_tile) + 1)](
-        projected, conv_weight.contiguous(), conv_bias.contiguous(), dt_bias.contiguous(), a.contiguous(), conv_state,
-        filtered, steps, decays, inner, mixed, channels, **grid, TOKEN_TILE=token_tile, CHANNEL_TILE=channel_tile,
-        LENGTH_TILE=max(2, next_power_of_two(length)), HEAD_TILE=max(2, next_power_of_two(heads)),
+    programs = conv_state.shape[0] * conv_state.shape[1] * ceil_div(length, token_tile)
+    _conv_kernel[(programs, ceil_div(mixed, channel_tile))](
+        projected, conv_weight.contiguous(), conv_bias.contiguous(), conv_state, filtered, inner, mixed, channels,
+        **grid, TOKEN_TILE=token_tile, CHANNEL_TILE=channel_tile,
         num_warps=max(1, token_tile * channel_tile // 512),
     )  # fmt: skip
-    return filtered, steps, decays
+    return filtered

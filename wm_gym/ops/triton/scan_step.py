@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from wm_gym.ops.triton.launch import ceil_div, matrix_operand, matrix_precision, next_power_of_two
-from wm_gym.ops.triton.scan_conv import scan_conv, silu, token_rows
+from wm_gym.ops.triton.scan_conv import LOG2_OF_E, scan_conv, silu, token_rows
 
 _MAX_PIECE = 64  # tokens per matrix product
 _FILLS_A_GPU = 256  # programs
@@ -33,8 +33,16 @@ _LAUNCHES: dict[int, dict[str, Any]] = {
 
 
 @triton.jit
+def _softplus(x):
+    """log(1 + exp(x)) with a small relative error also where exp(x) is small."""
+    e = tl.exp(tl.minimum(x, 20.0))
+    u = 1.0 + e
+    return tl.where(x > 20.0, x, tl.where(u == 1.0, e, tl.log(u) * (e / tl.where(u == 1.0, 1.0, u - 1.0))))
+
+
+@triton.jit
 def _recurrent_kernel(
-    projected, filtered, steps, decays, skip, ssm_state, out,
+    projected, filtered, dt_bias, a, skip, ssm_state, out,
     HEADS: tl.constexpr, DIM: tl.constexpr, STATE: tl.constexpr, ROW_TILE: tl.constexpr, STATE_TILE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, FRAMES: tl.constexpr, COMMITTED: tl.constexpr,
 ):  # fmt: skip
@@ -57,59 +65,86 @@ def _recurrent_kernel(
     held = has_d[:, None] & has_s[None, :]
     state = tl.load(place, held, 0.0).to(tl.float32)
     channel = head * DIM + d
+    rate = tl.load(a + head).to(tl.float32) * LOG2_OF_E
+    bias = tl.load(dt_bias + head).to(tl.float32)
     direct = tl.load(skip + head).to(tl.float32)
-    steps += (sequence * HEADS + head) * FRAMES
-    decays += (sequence * HEADS + head) * FRAMES
     # Both frames are loaded before anything is stored, so that they travel together with the state.
     row = dream_row + block
-    dt, decay = tl.load(steps), tl.load(decays)
-    gate, x, b, c = _token_of_head(projected, filtered, row, channel, has_d, s, has_s, INNER, MIXED, CHANNELS, STATE)
+    dt, gate, x, b, c = _token_of_head(
+        projected, filtered, row, head, channel, has_d, s, has_s, bias, INNER, MIXED, CHANNELS, STATE
+    )
     if FRAMES > 1:
         next_row = row + ROWS * COLUMNS
-        next_dt, next_decay = tl.load(steps + 1), tl.load(decays + 1) - decay
-        next_gate, next_x, next_b, next_c = _token_of_head(
-            projected, filtered, next_row, channel, has_d, s, has_s, INNER, MIXED, CHANNELS, STATE
+        next_dt, next_gate, next_x, next_b, next_c = _token_of_head(
+            projected, filtered, next_row, head, channel, has_d, s, has_s, bias, INNER, MIXED, CHANNELS, STATE
         )
-    state = tl.exp2(decay) * state + (dt * x)[:, None] * b[None, :]
+    state = tl.exp2(dt * rate) * state + (dt * x)[:, None] * b[None, :]
     y = tl.sum(state * c[None, :], axis=1) + direct * x
     if COMMITTED > 0:
         tl.store(place, state.to(ssm_state.dtype.element_ty), held)
     tl.store(out + row * INNER + channel, (y * silu(gate)).to(out.dtype.element_ty), has_d)
     if FRAMES > 1:
-        state = tl.exp2(next_decay) * state + (next_dt * next_x)[:, None] * next_b[None, :]
+        state = tl.exp2(next_dt * rate) * state + (next_dt * next_x)[:, None] * next_b[None, :]
         y = tl.sum(state * next_c[None, :], axis=1) + direct * next_x
         tl.store(out + next_row * INNER + channel, (y * silu(next_gate)).to(out.dtype.element_ty), has_d)
 
 
 @triton.jit
 def _token_of_head(
-    projected, filtered, row, channel, has_d, s, has_s,
+    projected, filtered, row, head, channel, has_d, s, has_s, bias,
     INNER: tl.constexpr, MIXED: tl.constexpr, CHANNELS: tl.constexpr, STATE: tl.constexpr,
 ):  # fmt: skip
-    """A token's gate and x for some rows of a head, and b and c."""
+    """A token's step dt, gate and x for some rows of a head, and b and c."""
+    step = tl.load(projected + row * CHANNELS + INNER + MIXED + head).to(tl.float32)
     gate = tl.load(projected + row * CHANNELS + channel, has_d, 0.0).to(tl.float32)
     x = tl.load(filtered + row * MIXED + channel, has_d, 0.0).to(tl.float32)
     b = tl.load(filtered + row * MIXED + INNER + s, has_s, 0.0).to(tl.float32)
     c = tl.load(filtered + row * MIXED + INNER + STATE + s, has_s, 0.0).to(tl.float32)
-    return gate, x, b, c
+    return _softplus(step + bias), gate, x, b, c
 
 
 @triton.jit
-def _tokens_in_and_out(
-    filtered, row, valid, s, has_s, INNER: tl.constexpr, MIXED: tl.constexpr, STATE: tl.constexpr,
+def _piece_of_tokens(
+    projected, filtered, dt_bias, a, row, valid, head, s, has_s,
+    INNER: tl.constexpr, MIXED: tl.constexpr, CHANNELS: tl.constexpr, STATE: tl.constexpr, GROUP: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What tokens write to a state (b), read from it (c), and the products of both; no head has its own."""
+    """What heads share of some tokens, and the small part that each has of its own.
+
+    Returns what they write to a state (b), read from it (c), and the products of both; of GROUP
+    heads from ``head`` on the steps dt and the logarithms to base 2 of the decay at each token and from the first on,
+    ``[tokens, GROUP]`` or, of one head, ``[tokens]``.
+    """
     place = filtered + row[:, None] * MIXED + INNER + s[None, :]
     mask = valid[:, None] & has_s[None, :]
     b = tl.load(place, mask, 0.0).to(OPERAND)
     c = tl.load(place + STATE, mask, 0.0).to(OPERAND)
-    return b, c, tl.dot(c, tl.trans(b), input_precision=PRECISION)
+    # Triton 3.6 cannot sum along a single column.
+    if GROUP == 1:
+        step = tl.load(projected + row * CHANNELS + INNER + MIXED + head, valid, 0.0).to(tl.float32)
+        bias, rate = tl.load(dt_bias + head).to(tl.float32), tl.load(a + head).to(tl.float32)
+        # A padded token has dt = 0: it neither decays nor feeds the state.
+        dt = tl.where(valid, _softplus(step + bias), 0.0)
+    else:
+        own = head + tl.arange(0, GROUP)[None, :]
+        step = tl.load(projected + row[:, None] * CHANNELS + INNER + MIXED + own, valid[:, None], 0.0).to(tl.float32)
+        bias, rate = tl.load(dt_bias + own).to(tl.float32), tl.load(a + own).to(tl.float32)
+        dt = tl.where(valid[:, None], _softplus(step + bias), 0.0)
+    log_decay = dt * (rate * LOG2_OF_E)
+    return b, c, tl.dot(c, tl.trans(b), input_precision=PRECISION), dt, log_decay, tl.cumsum(log_decay, 0)
+
+
+@triton.jit
+def _of_member(values, member, GROUP: tl.constexpr):
+    """A column of ``[tokens, GROUP]``, or all of ``[tokens]``."""
+    if GROUP > 1:
+        values = tl.sum(tl.where(tl.arange(0, GROUP)[None, :] == member, values, 0.0), 1)
+    return values
 
 
 @triton.jit
 def _chunk_kernel(
-    projected, filtered, steps, decays, skip, ssm_state, out,
+    projected, filtered, dt_bias, a, skip, ssm_state, out,
     HEADS: tl.constexpr, DIM: tl.constexpr, STATE: tl.constexpr, ROW_TILE: tl.constexpr, STATE_TILE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, FRAMES: tl.constexpr, COMMITTED: tl.constexpr,
     PIECE: tl.constexpr, PADDED: tl.constexpr, GROUP: tl.constexpr, PREFETCH: tl.constexpr,
@@ -123,8 +158,7 @@ def _chunk_kernel(
     MIXED: tl.constexpr = INNER + 2 * STATE
     CHANNELS: tl.constexpr = INNER + MIXED + HEADS
     BLOCKS: tl.constexpr = (ROWS // BLOCK_SIZE) * (COLUMNS // BLOCK_SIZE)
-    LENGTH: tl.constexpr = FRAMES * BLOCK_SIZE * BLOCK_SIZE
-    PIECES: tl.constexpr = LENGTH // PIECE
+    PIECES: tl.constexpr = FRAMES * BLOCK_SIZE * BLOCK_SIZE // PIECE
     TILES: tl.constexpr = (DIM + ROW_TILE - 1) // ROW_TILE
     GROUPS: tl.constexpr = HEADS // GROUP
     tile = tl.program_id(0) % TILES
@@ -144,44 +178,39 @@ def _chunk_kernel(
     if GROUP > 1:
         tl.static_assert(PIECES == 1, "heads share a single piece")
         row = dream_row + token_rows(index, block, BLOCK_SIZE, ROWS, COLUMNS)
-        b, c, products = _tokens_in_and_out(filtered, row, valid, s, has_s, INNER, MIXED, STATE, OPERAND, PRECISION)
+        b, c, products, all_dt, all_log_decay, all_decay = _piece_of_tokens(
+            projected, filtered, dt_bias, a, row, valid, first_head, s, has_s,
+            INNER, MIXED, CHANNELS, STATE, GROUP, OPERAND, PRECISION,
+        )  # fmt: skip
     for member in tl.range(0, GROUP, num_stages=PREFETCH):
         head = first_head + member
         place = ssm_state + (sequence * HEADS + head) * (DIM * STATE) + d[:, None] * STATE + s[None, :]
         state = tl.load(place, held, 0.0).to(tl.float32)
         channel = head * DIM + d
-        vector = (sequence * HEADS + head) * LENGTH
         direct = tl.load(skip + head).to(tl.float32)
         for piece in tl.static_range(PIECES):
             token = piece * PIECE + index
             if GROUP == 1:
                 row = dream_row + token_rows(token, block, BLOCK_SIZE, ROWS, COLUMNS)
-            # A padded token has dt = 0: it neither decays nor feeds the state.
-            dt = tl.load(steps + vector + token, valid, 0.0)
-            decay = tl.load(decays + vector + piece * PIECE + tl.minimum(index, PIECE - 1))
-            before = tl.zeros([], tl.float32)
-            if piece > 0:
-                before = tl.load(decays + vector + piece * PIECE - 1)
-                decay -= before
             x = tl.load(filtered + row[:, None] * MIXED + channel[None, :], x_mask, 0.0)
-            gate = tl.load(projected + row[:, None] * CHANNELS + channel[None, :], x_mask, 0.0)
+            gate = tl.load(projected + row[:, None] * CHANNELS + channel[None, :], x_mask, 0.0).to(tl.float32)
             if GROUP == 1:  # after all loads have been issued, for it waits
-                b, c, products = _tokens_in_and_out(
-                    filtered, row, valid, s, has_s, INNER, MIXED, STATE, OPERAND, PRECISION
-                )
+                b, c, products, all_dt, all_log_decay, all_decay = _piece_of_tokens(
+                    projected, filtered, dt_bias, a, row, valid, head, s, has_s,
+                    INNER, MIXED, CHANNELS, STATE, GROUP, OPERAND, PRECISION,
+                )  # fmt: skip
+            dt, decay = _of_member(all_dt, member, GROUP), _of_member(all_decay, member, GROUP)
 
             weight = tl.exp2(tl.where(causal, decay[:, None] - decay[None, :], float("-inf"))) * dt[None, :]
             y = tl.dot(c, tl.trans(state.to(OPERAND)), input_precision=PRECISION) * tl.exp2(decay)[:, None]
             y = tl.dot((products * weight).to(OPERAND), x.to(OPERAND), acc=y, input_precision=PRECISION)
             y += direct * x.to(tl.float32)
-            y *= silu(gate.to(tl.float32))
+            y *= silu(gate)
             tl.store(out + row[:, None] * INNER + channel[None, :], y.to(out.dtype.element_ty), x_mask)
 
             if piece * PIECE < COMMITTED or piece + 1 < PIECES:
-                ends_inside = piece * PIECE < COMMITTED and (piece + 1) * PIECE > COMMITTED
-                last = COMMITTED - 1 if ends_inside else (piece + 1) * PIECE - 1
-                kept = valid & (token <= last)
-                total = tl.load(decays + vector + last) - before
+                kept = token < COMMITTED if piece * PIECE < COMMITTED else valid
+                total = tl.sum(tl.where(kept, _of_member(all_log_decay, member, GROUP), 0.0), 0)
                 share = tl.where(kept, dt * tl.exp2(tl.where(kept, total - decay, 0.0)), 0.0)
                 fed = (x.to(tl.float32) * share[:, None]).to(OPERAND)
                 state = tl.dot(tl.trans(fed), b, acc=tl.exp2(total) * state, input_precision=PRECISION)
@@ -213,12 +242,13 @@ def scan_step(
     inner, mixed, tokens = heads * dim, heads * dim + 2 * state_dim, block_size**2
     sequences = batch * blocks
     projected = projected.contiguous()
+    dt_bias, a, skip = dt_bias.contiguous(), a.contiguous(), skip.contiguous()
     grid = {"BLOCK_SIZE": block_size, "ROWS": rows, "COLUMNS": columns, "FRAMES": frames}
     grid["COMMITTED"] = num_committed * tokens
 
-    filtered, steps, decays = scan_conv(projected, conv_weight, conv_bias, dt_bias, a, conv_state, inner, mixed, grid)
+    filtered = scan_conv(projected, conv_weight, conv_bias, conv_state, inner, mixed, grid)
     out = projected.new_empty(batch, frames, rows, columns, inner)
-    tensors = (projected, filtered, steps, decays, skip.contiguous(), ssm_state, out)
+    tensors = (projected, filtered, dt_bias, a, skip, ssm_state, out)
     sizes = {"HEADS": heads, "DIM": dim, "STATE": state_dim, "STATE_TILE": _tile(state_dim), **grid}
     if block_size == 1:
         _recurrent_kernel[(sequences * heads * ceil_div(dim, 16),)](*tensors, **sizes, ROW_TILE=16, num_warps=1)
