@@ -26,8 +26,8 @@ _MANY = 512  # states: a program for each of them fills a GPU
 _ONE_HEAD: dict[str, Any] = {"GROUP": 1, "PREFETCH": 1, "maxnreg": None}
 # Of many states, by the tokens of a piece; measured on an H200.
 _LAUNCHES: dict[int, dict[str, Any]] = {
-    16: {"ROW_TILE": 32, "GROUP": 1, "PREFETCH": 1, "num_warps": 2, "maxnreg": None},
-    32: {"ROW_TILE": 64, "GROUP": 4, "PREFETCH": 3, "num_warps": 4, "maxnreg": None},
+    16: {"ROW_TILE": 16, "GROUP": 8, "PREFETCH": 3, "num_warps": 1, "maxnreg": None},
+    32: {"ROW_TILE": 16, "GROUP": 8, "PREFETCH": 3, "num_warps": 1, "maxnreg": None},
     64: {"ROW_TILE": 64, "GROUP": 1, "PREFETCH": 1, "num_warps": 4, "maxnreg": 168},
 }
 
