@@ -31,14 +31,17 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit that this package runs from, with "+changes" if files differ from it; None outside a repository."""
+    """The commit that this package runs from, with "+changes" if files differ from it.
+
+    Outside a repository it is what the environment variable WM_GYM_COMMIT says (for copies on a cluster), or None.
+    """
     folder = Path(__file__).parent
     try:
         _git("ls-files", "--error-unmatch", Path(__file__).name, folder=folder)  # an installed copy has no commit
         head = _git("rev-parse", "HEAD", folder=folder)
         changes = _git("status", "--porcelain", "--untracked-files=no", folder=folder)
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("WM_GYM_COMMIT")
     return head + ("+changes" if changes else "")
 
 
