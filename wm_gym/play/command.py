@@ -8,6 +8,7 @@ import json
 import re
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +89,11 @@ def run_play(config: Play) -> None:
         raise ImportError("wm-gym play needs FastAPI and uvicorn: `pip install 'wm-gym[web]'`.") from error
     # First of all the port: to find it taken should not cost the loading of a model.
     with server.listen(config.host, config.port) as listener:
-        app = server.make_app(make_stage(config), config.allow_host)
+        # In a thread that ends: OpenMP keeps a team for each thread that has computed, and once the teams have more
+        # threads than there are cores, all of them wait asleep, which made a player's steps 1.6 times as slow.
+        with ThreadPoolExecutor(max_workers=1) as setting_up:
+            stage = setting_up.submit(make_stage, config).result()
+        app = server.make_app(stage, config.allow_host)
         host = f"[{config.host}]" if ":" in config.host else config.host
         print(f"wm-gym play: open http://{host}:{listener.getsockname()[1]} (Ctrl-C stops it)", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
