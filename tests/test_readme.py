@@ -29,3 +29,16 @@ def test_the_figures_of_the_first_checkpoint_are_those_of_its_file() -> None:
     assert f"{frame['psnr']:.1f} dB" in README
     assert f"{frame['psnr_copy_last']:.1f} dB" in README
     assert f"{reward['precision']:.2f} / {reward['recall']:.2f}" in README
+
+
+def test_the_figures_of_speed_are_those_of_their_files() -> None:
+    results = ROOT / "docs" / "results"
+    speed = json.loads((results / "speed_h200.json").read_text())
+    rows = speed["latency"]["rows"]
+    ours = {row["frame"]: row for row in rows if (row["model"], row.get("output")) == ("ours", "device")}
+    for frame in (10, 10_000):
+        row = ours[frame]
+        assert f"| **ours**, frame {frame:,} | **{row['median_ms']:.3f}** ({row['p99_ms']:.3f}) |" in README
+    rates = [row["frames_per_second"] for row in speed["batch"]["rows"] if row["batch"] in (1, 16, 64, 256, 1024)]
+    real = speed["batch"]["real_env"]["one_process_as_published"]
+    assert f"| frames/s | {' | '.join(f'{rate:,.0f}' for rate in rates)} | {real} |" in README
