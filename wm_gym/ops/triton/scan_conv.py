@@ -65,7 +65,7 @@ def _conv_kernel(
     if COMMITTED > 0:
         tap = tl.arange(0, 4)
         # Only the first tile reads the state, so it may write it, once all its threads have read.
-        kept = (tap < 3)[:, None] & inside & (tile == 0)
+        kept = (tap + 4 * tile < 3)[:, None] & inside
         newest = _conv_input(
             fresh, past, COMMITTED - 3 + tap, channel, kept, block, CHANNELS, MIXED, BLOCK_SIZE, ROWS, COLUMNS
         )
