@@ -234,6 +234,7 @@ def test_missing_software_renderer_says_what_to_install(monkeypatch: pytest.Monk
 
 @needs_memory_maze
 @pytest.mark.real_env
+@pytest.mark.slow
 def test_interpreter_exits_silently_with_environments_left_open() -> None:
     script = """
         from wm_gym.envs.memory_maze import MemoryMazeEnv

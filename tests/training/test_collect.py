@@ -106,7 +106,7 @@ def test_killed_with_its_workers_left_alone_it_goes_on_without_double_or_damaged
 
 def test_ctrl_c_leaves_a_valid_store_and_says_so_in_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "store"
-    process = start(*command(path, num_episodes=1000, workers=1))
+    process = start(*command(path, num_episodes=100_000, workers=1))
     wait_until(lambda: num_episodes(path) >= 2)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=30)
@@ -150,6 +150,7 @@ def test_episodes_recorded_several_at_a_time_are_those_recorded_one_by_one(tmp_p
 
 @pytest.mark.real_env
 @pytest.mark.skipif(importlib.util.find_spec("memory_maze") is None, reason="the memory-maze extra is not installed")
+@pytest.mark.slow
 def test_mazes_that_share_a_renderer_give_the_same_store(tmp_path: Path) -> None:
     maze = {"env": "wm_gym/MemoryMaze-9x9-v0", "frames": 3 * 13, "max_episode_steps": 12, "seed": 20}
     one = collect(CollectConfig(out=tmp_path / "one", **maze))

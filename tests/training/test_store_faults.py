@@ -128,6 +128,7 @@ def collectors(path: Path, num_episodes: int, count: int) -> list[subprocess.Pop
     return [subprocess.Popen(command, cwd=ROOT, text=True, stdout=pipe, stderr=pipe) for _ in range(count)]
 
 
+@pytest.mark.slow
 def test_two_collectors_on_one_store_share_the_work(tmp_path: Path) -> None:
     path = tmp_path / "store"
     recorded = []

@@ -60,6 +60,7 @@ def scalars(out: Path, name: str) -> list[float]:
     return [event.value for event in events.Scalars(name)]
 
 
+@pytest.mark.slow
 def test_tiny_recipe_learns_more_than_the_mean_frame(store: Path, tmp_path: Path) -> None:
     options = ("--recipe.steps", "350", "--recipe.log-steps", "25", "--recipe.stages.1.length", "12")
     options += ("--recipe.max-minutes", "0")  # the schedule follows the steps, however fast the machine is
