@@ -6,6 +6,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+# What checkpoints of earlier versions lack; the defaults are what those versions did.
+_NEWER_FIELDS = {"num_scan_groups", "pose_kind", "odometry"}
+
 
 @dataclass(frozen=True)
 class WorldModelConfig:
@@ -22,7 +25,12 @@ class WorldModelConfig:
         feed_forward_multiplier: hidden width of the feed-forward part over ``width``.
         condition_width: width of the embedding of noise level, action and pose.
         action_kind, action_size: "discrete" with the number of actions, or "continuous" with the number of dimensions.
+        num_scan_groups: groups of scan heads with keys and queries (B and C) of their own; at equal state size more
+            groups remember more different places. ``num_scan_heads`` must be divisible by it.
         pose_size: dimensions of the pose that conditions each frame; 0 for none.
+        pose_kind: "vector" conditions whole frames on the pose; "planar" reads it as (x, y, cos heading, sin heading)
+            and also tells each token the direction that it looks in.
+        odometry: whether the model predicts the pose of the next frame from its action where none is given.
         reward_values: the rewards that the head tells apart.
     """
 
@@ -35,6 +43,7 @@ class WorldModelConfig:
     head_dim: int = 64
     state_dim: int = 64
     expand: int = 2
+    num_scan_groups: int = 1
     window: int = 8
     num_attention_heads: int = 4
     feed_forward_multiplier: int = 4
@@ -42,6 +51,8 @@ class WorldModelConfig:
     action_kind: Literal["discrete", "continuous"] = "discrete"
     action_size: int = 6
     pose_size: int = 0
+    pose_kind: Literal["vector", "planar"] = "vector"
+    odometry: bool = False
     reward_values: tuple[float, ...] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
@@ -60,6 +71,17 @@ class WorldModelConfig:
                 )
         if (self.expand * self.width) % self.head_dim:
             raise ValueError(f"head_dim {self.head_dim} does not divide expand * width = {self.expand * self.width}.")
+        if self.num_scan_groups < 1 or self.num_scan_heads % self.num_scan_groups:
+            raise ValueError(
+                f"num_scan_groups {self.num_scan_groups} does not divide the {self.num_scan_heads} scan heads."
+            )
+        if self.pose_kind not in ("vector", "planar"):
+            raise ValueError(f"pose_kind is {self.pose_kind!r}; expected 'vector' or 'planar'.")
+        if (self.pose_kind == "planar" or self.odometry) and (self.pose_kind, self.pose_size) != ("planar", 4):
+            raise ValueError(
+                "planar poses and odometry need pose_kind 'planar' and pose_size 4 (x, y, cos heading, sin heading), "
+                f"got {self.pose_kind!r} and {self.pose_size}."
+            )
         if self.width % self.num_attention_heads or (self.width // self.num_attention_heads) % 2:
             raise ValueError(
                 f"width {self.width} cannot be split into {self.num_attention_heads} attention heads of even size."
@@ -102,7 +124,7 @@ class WorldModelConfig:
         names = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(values.keys() - names):
             raise ValueError(f"unknown configuration keys {unknown}; this version knows {sorted(names)}.")
-        if missing := sorted(names - values.keys()):
+        if missing := sorted(names - values.keys() - _NEWER_FIELDS):
             raise ValueError(f"configuration lacks {missing}; the checkpoint is of another version or damaged.")
         fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
         return cls(**fields)
