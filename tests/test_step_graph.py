@@ -83,8 +83,9 @@ def assert_same_state(a: ModelState, b: ModelState, tolerance: float | None = No
         {"frame_height": 32, "block_sizes": (2, 1), "window": 5, "reward_values": (-1.0, 0.0, 2.0)},
         {"action_kind": "continuous", "action_size": 2},
         {"pose_size": 4},
+        {"num_scan_groups": 2},
     ],
-    ids=["default", "four layers", "not square", "continuous", "pose"],
+    ids=["default", "four layers", "not square", "continuous", "pose", "two groups"],
 )
 @pytest.mark.parametrize(("num_denoising_steps", "num_steps"), [(1, 30), (3, 8)])
 def test_a_step_says_what_the_models_step_says_and_leaves_the_same_memory(overrides, num_denoising_steps, num_steps):
