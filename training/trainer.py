@@ -55,9 +55,10 @@ def load_initial_weights(model: WorldModel, name_or_path: str) -> None:
     """Copies the weights of a wm_gym checkpoint. Raises ValueError if it was made with another configuration."""
     checkpoint = load_checkpoint(name_or_path)
     wanted = model.config.to_dict()
-    different = sorted(key for key in wanted if checkpoint.config.get(key) != wanted[key])
+    given = type(model.config).from_dict(checkpoint.config).to_dict()
+    different = sorted(key for key in wanted if given[key] != wanted[key])
     if different:
-        was = ", ".join(f"{key}={checkpoint.config.get(key)!r}" for key in different)
+        was = ", ".join(f"{key}={given[key]!r}" for key in different)
         raise ValueError(f"The checkpoint {name_or_path} is of another model ({was}); set the recipe's model likewise.")
     model.load_state_dict({name: tensor.float() for name, tensor in checkpoint.tensors.items()})
 
