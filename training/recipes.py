@@ -38,6 +38,7 @@ class Recipe:
     max_minutes: float = 0.0  # wall-clock budget including compilation and earlier sessions; 0: none
     memory_frames: tuple[float, float] | None = None  # decay times of the scans' heads at step 0; None: Mamba2's own
     reward_window_fraction: float = 0.0  # of the segments, drawn around a reward; for data with hardly any
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 6e-4
     warmup_steps: int = 500
     decay: Literal["cosine", "linear"] = "cosine"  # to 0 over the whole run, or over its last `decay_fraction`
