@@ -52,7 +52,7 @@ def make_policy(name: str, env: gym.Env[Any, Any], seed: int) -> Policy:
 
 
 def mixed_policy_name(seed: int) -> str:
-    """What "mixed" plays in an episode: agents that learn in the dream begin with random actions, so it must know them."""
+    """What "mixed" plays in an episode. Agents that learn in a dream begin with random actions: it must know them."""
     rng = np.random.default_rng((seed, MIXTURE_STREAM))
     names = ("navigator", "random", f"backtrack-{rng.integers(100, 500)}")
     return str(rng.choice(names, p=MIXTURE))
