@@ -34,6 +34,8 @@ class BenchStepOps:
     """Numbers of dreams."""
     state_dtypes: tuple[str, ...] = ("float32", "bfloat16")
     """Types of the SSM states."""
+    num_scan_groups: int = 1
+    """Groups of scan heads."""
     copy_bandwidth: float = 4.3e12
     """Bytes read and written per second by a large copy on this GPU."""
     calls: int = 20
@@ -68,7 +70,7 @@ def cases(config: BenchStepOps) -> Iterator[Case]:
     draw = Draw("cuda", torch.bfloat16)
     for block_size in (1, 2, 4, 8):
         for name in config.state_dtypes:
-            yield scan(draw, block_size, name)
+            yield scan(draw, block_size, name, config.num_scan_groups)
     yield Case(
         "ring_attention",
         step.ring_attention,
@@ -100,13 +102,13 @@ def cases(config: BenchStepOps) -> Iterator[Case]:
     )
 
 
-def scan(draw: Draw, block_size: int, state_dtype: str) -> Case:
-    """The scan with one block size and type of state."""
-    sizes: dict[str, Any] = {"grid": (8, 8), "heads": 8, "dim": 64, "state_dim": 64, "block_size": block_size}
+def scan(draw: Draw, block_size: int, state_dtype: str, groups: int) -> Case:
+    """The scan with one block size, type of state and number of groups."""
+    sizes: dict[str, Any] = {"grid": (8, 8), "heads": 8, "groups": groups, "dim": 64, "state_dim": 64}
     return Case(
         f"scan_step block {block_size}, {state_dtype} state",
         step.scan_step,
-        lambda batch: scan_case(draw, batch, state_dtype=getattr(torch, state_dtype), **sizes),
+        lambda batch: scan_case(draw, batch, block_size=block_size, state_dtype=getattr(torch, state_dtype), **sizes),
         ("ssm_state", "conv_state"),
         lambda a, y: size(a["projected"]) + size(y) + 2 * size(a["ssm_state"]) + 2 * size(a["conv_state"]),
     )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from tests.tiny import tiny_model
+from wm_gym.nn.backbone import fused_kernels_fit
+from wm_gym.nn.config import WorldModelConfig
 
 
 def test_checkpointed_layers_give_the_same_output_and_gradients() -> None:
@@ -20,3 +23,9 @@ def test_checkpointed_layers_give_the_same_output_and_gradients() -> None:
         found.append([output.frame.detach(), *(p.grad for p in model.parameters())])
     for value, checkpointed in zip(*found, strict=True):
         torch.testing.assert_close(checkpointed, value)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4, 8])
+def test_fused_kernels_take_any_number_of_scan_groups(groups: int) -> None:
+    pytest.importorskip("triton")
+    assert fused_kernels_fit(WorldModelConfig(num_scan_groups=groups), torch.device("cuda"))

@@ -43,9 +43,9 @@ def calls(batch: int) -> list[tuple[Any, dict[str, Any]]]:
     draw = Draw(dtype=torch.bfloat16)
     scan_sizes = {"grid": (8, 8), "heads": 8, "dim": 64, "state_dim": 64}
     found: list[tuple[Any, dict[str, Any]]] = [
-        (scan_step.scan_step, scan_case(draw, batch, block_size=size, state_dtype=dtype, **scan_sizes))
+        (scan_step.scan_step, scan_case(draw, batch, block_size=size, state_dtype=dtype, groups=groups, **scan_sizes))
         for size in (1, 2, 4, 8)
-        for dtype in (torch.float32, torch.bfloat16)
+        for dtype, groups in ((torch.float32, 1), (torch.bfloat16, 1), (torch.float32, 4))
     ]
     keys = torch.zeros(batch, dtype=torch.int64)
     return [

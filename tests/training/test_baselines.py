@@ -272,8 +272,9 @@ def test_mamba_modules_say_what_to_install() -> None:
 
 
 @pytest.mark.gpu
-def test_mamba_modules_dream_what_our_scan_dreams() -> None:
-    ours = tiny_model(width=64, head_dim=32, state_dim=16).cuda()
+@pytest.mark.parametrize("groups", [1, 2])
+def test_mamba_modules_dream_what_our_scan_dreams(groups: int) -> None:
+    ours = tiny_model(width=64, head_dim=32, state_dim=16, num_scan_groups=groups).cuda()
     theirs = with_mamba_modules(ours)
     frames, actions = (z.cuda() for z in clip(5))
     state = ours.prefill(ours.initial_state(2), frames, actions)
