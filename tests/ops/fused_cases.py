@@ -43,10 +43,9 @@ def main() -> None:
         "block 2 in segments": errors(tiny(2), 3),
         "two layers in bfloat16": errors(tiny(1, 2), 3, torch.bfloat16),
     }
-    # Four heads, in two groups and each alone.
     found["two groups, block 2 in segments"] = errors(tiny(2, head_dim=16, num_scan_groups=2), 3)
-    found["four groups, block 1"] = errors(tiny(1, head_dim=16, num_scan_groups=4), 9)
     chunk_scan._PROGRAMS = 1
+    found["four groups, block 2 in one piece"] = errors(tiny(2, head_dim=16, num_scan_groups=4), 3)
     found["block 2 in one piece, checkpointed"] = errors(tiny(2), 3, checkpoint_layers=True)
     print(json.dumps(found))
 

@@ -26,7 +26,7 @@ def errors() -> dict[str, dict[str, float]]:
 
 
 CASES = ["block 1", "block 2 in segments", "block 2 in one piece, checkpointed"]
-CASES += ["two groups, block 2 in segments", "four groups, block 1"]
+CASES += ["two groups, block 2 in segments", "four groups, block 2 in one piece"]
 
 
 @pytest.mark.parametrize("case", CASES)
