@@ -150,9 +150,9 @@ def memory_maze_9x9_pose() -> Recipe:
         ),
         loss=LossConfig(revisit_probability=0.5, noise_after_prefix=0.5),
         stages=(
-            Stage(length=200, batch_size=16, fraction=0.25),
-            Stage(length=400, batch_size=8, fraction=0.45),
-            Stage(length=800, batch_size=4, fraction=0.3, self_context=0.5),
+            Stage(length=400, batch_size=8, fraction=0.55),
+            Stage(length=800, batch_size=4, fraction=0.2),
+            Stage(length=800, batch_size=4, fraction=0.25, self_context=0.5),
         ),
         memory_frames=(16.0, 8000.0),
     )
