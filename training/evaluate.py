@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.baselines import model_type
+from training.pose_input import Conditioning, needs_poses
 from training.provenance import provenance
 from training.recall.measure import Recall, measure_recall, print_recall
 from training.recall.options import RecallOptions
@@ -76,10 +77,12 @@ def evaluate(arguments: Arguments, argv: Sequence[str]) -> dict[str, Any]:
     if arguments.strips is not None:
         save_strips(arguments.strips, rollouts, dreamed, arguments.context)
     head_frames = arguments.head_frames or arguments.context + arguments.frames
+    conditioning = short_look_conditioning(model, arguments)
     return {
         **_subject(arguments, checkpoint, rollouts),
+        "conditioning": conditioning,
         "frame": frame_figures(dreamed, real, last),
-        "reward": head_figures(model, rollouts, head_frames, arguments.noise_seed, batch_size),
+        "reward": head_figures(model, rollouts, head_frames, arguments.noise_seed, batch_size, conditioning),
         **provenance("training.evaluate", argv),
     }
 
@@ -206,7 +209,7 @@ def dream(model: WorldModel, rollouts: Rollouts, arguments: Arguments, batch_siz
     dreams = []
     num_context = arguments.context
     for rows in row_batches(rollouts, batch_size):
-        frames, actions, pose = on_device(model, rollouts, rows)
+        frames, actions, pose = on_device(model, rollouts, rows, short_look_conditioning(model, arguments))
         generators = [torch.Generator().manual_seed(arguments.noise_seed + seed) for seed in rollouts.seeds[rows]]
         state = model.initial_state(len(frames))
         context_pose = None if pose is None else pose[:, :num_context]
@@ -220,6 +223,11 @@ def dream(model: WorldModel, rollouts: Rollouts, arguments: Arguments, batch_siz
             imagined.append(model_to_frames(prediction.frame).cpu())
         dreams.append(torch.stack(imagined, dim=1))
     return torch.cat(dreams)
+
+
+def short_look_conditioning(model: WorldModel, arguments: Arguments) -> Conditioning:
+    """Without a protocol a model that can do nothing without poses is given them."""
+    return "pose" if needs_poses(model.config) else arguments.recall.conditioning
 
 
 def frame_figures(dreamed: Tensor, real: Tensor, last: Tensor) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from training.frames import RecordingOptions
+from training.pose_input import Conditioning
 
 Memory = Literal["kept", "cleared"]
 Feedback = Literal["dreamed", "real"]
@@ -22,9 +23,10 @@ class RecallOptions:
     protocol: Literal["retrieval", "reasoning"] | None = None
     """retrieval: after the context the way goes back through it; reasoning: the walk goes on. Without a protocol, a
     short look: PSNR frame by frame, and the reward head."""
-    conditioning: Literal["action", "pose"] = "action"
-    """action: the agent really turns round (or goes on) in the simulator, and the model is given its actions. pose: the
-    model is given the pose of every frame, and retrieval is the exact reverse of the context."""
+    conditioning: Conditioning = "action"
+    """action: the agent really turns round (or goes on) in the simulator, and the model is given its actions; one that
+    takes poses tells them itself, by its odometry. pose: the model is given the pose of every frame, and retrieval is
+    the exact reverse of the context."""
     memory: tuple[Memory, ...] = ("kept", "cleared")
     """cleared: the model reads only the last frames of the context, and starts from nothing there."""
     cleared_frames: int = 0
