@@ -152,7 +152,10 @@ def _subject(arguments: Arguments, checkpoint: Checkpoint, rollouts: Rollouts) -
     """What was measured on what, as it goes into the JSON file."""
     return {
         "checkpoint": Path(arguments.checkpoint).name,
+        "recipe": checkpoint.metadata.get("name"),
+        "num_parameters": sum(tensor.numel() for tensor in checkpoint.tensors.values()),
         "frames_seen": checkpoint.metadata.get("frames_seen"),
+        "total_frames_seen": total_frames_seen(checkpoint.metadata),
         "env_id": rollouts.env_id,
         "policy": rollouts.policy,
         "seeds": list(rollouts.seeds),
@@ -160,6 +163,16 @@ def _subject(arguments: Arguments, checkpoint: Checkpoint, rollouts: Rollouts) -
         "frames": arguments.frames,
         "num_denoising_steps": arguments.num_denoising_steps,
     }
+
+
+def total_frames_seen(metadata: dict[str, Any]) -> int | None:
+    """Frames of this run and of those whose weights it started from; None if one does not tell."""
+    total, run = 0, metadata
+    while run is not None:
+        if (seen := run.get("frames_seen")) is None:
+            return None
+        total, run = total + seen, run.get("continues")
+    return total
 
 
 def load_rollouts(arguments: Arguments, checkpoint: Checkpoint) -> Rollouts:
