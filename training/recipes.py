@@ -46,6 +46,9 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
     clip_norm: float = 1.0
+    carried_frames: int = 0  # no gradient passes further back than parts of so many frames (training.carried); 0: off
+    state_reconstruction: float = 0.0  # weight of asking the state after each part for an earlier frame
+    attention_drop: float = 0.0  # of layers and sequences: trained without local attention (training.stochastic_depth)
     ema_decay: float = 0.999
     checkpoint_layers: bool = (
         False  # recompute layers in the backward pass: a third more time, a fraction of the memory
@@ -66,6 +69,15 @@ class Recipe:
                 raise ValueError(
                     f"A stage needs length >= 2, batch_size >= 1, fraction > 0 and self_context in [0, 1], got {stage}."
                 )
+        if not 0 <= self.attention_drop < 1:
+            raise ValueError(f"attention_drop must be at least 0 and below 1, got {self.attention_drop}.")
+        if self.carried_frames < 0 or self.state_reconstruction < 0:
+            raise ValueError(
+                "carried_frames and state_reconstruction must not be negative, got "
+                f"{self.carried_frames} and {self.state_reconstruction}."
+            )
+        if self.state_reconstruction > 0 and not self.carried_frames:
+            raise ValueError("state_reconstruction asks states at the end of parts; set carried_frames, such as to 64.")
         if self.steps < 1 or self.log_steps < 1 or self.num_checkpoints < 1:
             raise ValueError(
                 "steps, log_steps and num_checkpoints must be at least 1, got "

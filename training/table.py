@@ -71,8 +71,7 @@ def make_table(paths: Sequence[str], unequal: bool, argv: Sequence[str]) -> Reco
         "references": [
             {"label": label, **_figures(records[0], column)}
             for column, label in REFERENCES.items()
-            # The exact way back shows the context's own frames: a copy of the nearest one is no feat.
-            if column != "copy_nearest" or (records[0]["protocol"], records[0]["conditioning"]) != ("retrieval", "pose")
+            if column in records[0]["columns"]["psnr"]
         ],
         **provenance("training.table", argv),
     }

@@ -78,6 +78,8 @@ def measure_recall(
     dreamed = {memory: dreamer.imagine(walks, num_context, memory).numpy() for memory in options.memory}
     real = walks.frames.numpy()
     columns = {**dreamed, **_copies(walks.frames, num_context, places)}
+    if options.goes_exactly_back:
+        columns.pop("copy_nearest")  # the very frame that is asked for
     available = metrics(walks.frames.shape[2:], model.device)
     values = {metric.name: _values(metric, columns, real[:, num_context:]) for metric in available if metric.measure}
     bootstrap = Bootstrap(len(walks.seeds))

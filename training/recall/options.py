@@ -82,5 +82,9 @@ class RecallOptions:
 
     def num_recorded(self, num_context: int, num_frames: int) -> int:
         """Real frames that a walk needs."""
-        reverses = self.protocol == "retrieval" and self.conditioning == "pose"
-        return num_context if reverses else num_context + num_frames
+        return num_context if self.goes_exactly_back else num_context + num_frames
+
+    @property
+    def goes_exactly_back(self) -> bool:
+        """Whether what follows the context is the context in reverse, frame by frame."""
+        return self.protocol == "retrieval" and self.conditioning == "pose"

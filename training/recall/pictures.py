@@ -77,15 +77,15 @@ def write_row_plot(path: Path, table: Mapping[str, Any]) -> None:
     Raises ImportError that says what to install.
     """
     figure = load_matplotlib()(figsize=(12, 5.2), dpi=120)
-    for column, (key, label) in enumerate((PANELS[1], PANELS[0])):
-        axes = figure.add_subplot(1, 2, column + 1)
+    panels = figure.subplots(1, 2)
+    for axes, (key, label) in zip(panels, reversed(PANELS), strict=True):
         for index, row in enumerate(table["rows"]):
             _draw_bins(axes, row[f"psnr_{key}"], row["label"], ROW_COLORS[index % len(ROW_COLORS)])
         for row, style in zip(table["references"], (":", "--"), strict=False):
             _draw_bins(axes, row[f"psnr_{key}"], row["label"], COLORS["copy_last"], style)
         axes.set(xlabel=label, ylabel="PSNR, dB")
         _plain(axes)
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    panels[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.suptitle(
         f"{table['protocol']} by {table['conditioning']}: {table['context']} → {table['frames']} frames, "
         f"{sum(last - first + 1 for first, last in table['seeds'])} mazes",
