@@ -36,7 +36,9 @@ class Recipe:
     model: WorldModelConfig = field(default_factory=WorldModelConfig)  # frame and action sizes come from the data
     loss: LossConfig = field(default_factory=LossConfig)
     max_minutes: float = 0.0  # wall-clock budget including compilation and earlier sessions; 0: none
+    memory_frames: tuple[float, float] | None = None  # decay times of the scans' heads at step 0; None: Mamba2's own
     reward_window_fraction: float = 0.0  # of the segments, drawn around a reward; for data with hardly any
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 6e-4
     warmup_steps: int = 500
     decay: Literal["cosine", "linear"] = "cosine"  # to 0 over the whole run, or over its last `decay_fraction`
@@ -129,6 +131,33 @@ def memory_maze_9x9_continued() -> Recipe:
     )
 
 
+def memory_maze_9x9_pose() -> Recipe:
+    """The checkpoint that recalls: conditioned on planar poses, half of its sequences turn round.
+
+    Poses are what a memory is asked by: first the network learns to find what it saw at a pose, then to go on from it.
+    Without poses an odometry (`training.odometry`) tells them from the actions.
+    """
+    recipe = memory_maze_9x9()
+    return dataclasses.replace(
+        recipe,
+        model=WorldModelConfig(
+            block_sizes=(2, 1, 4, 1, 8, 1, 2, 1),
+            num_scan_groups=4,
+            feed_forward_multiplier=3,
+            pose_size=4,
+            pose_kind="planar",
+            hide_noise=True,
+        ),
+        loss=LossConfig(revisit_probability=0.5, noise_after_prefix=0.5),
+        stages=(
+            Stage(length=200, batch_size=16, fraction=0.25),
+            Stage(length=400, batch_size=8, fraction=0.45),
+            Stage(length=800, batch_size=4, fraction=0.3, self_context=0.5),
+        ),
+        memory_frames=(16.0, 8000.0),
+    )
+
+
 def tiny() -> Recipe:
     """Two minutes on a CPU: shows that the pipeline learns, not how well."""
     return Recipe(
@@ -205,6 +234,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     for recipe in (
         memory_maze_9x9,
         memory_maze_9x9_continued,
+        memory_maze_9x9_pose,
         tiny,
         causal_transformer,
         causal_transformer_192,

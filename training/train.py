@@ -24,6 +24,7 @@ from training.baselines import build_model
 from training.dataset import EpisodeDataset
 from training.distributed import Processes, start_processes
 from training.ema import ExponentialMovingAverage
+from training.initialisation import set_memory_length
 from training.loader import BatchLoader, open_dataset
 from training.losses import ClassWeights, class_weights
 from training.recipes import RECIPES, Recipe
@@ -182,6 +183,8 @@ def new_state(arguments: Arguments, dataset: EpisodeDataset, processes: Processe
     recipe = arguments.recipe
     torch.manual_seed(recipe.seed)
     model = build_model(model_config(recipe, dataset))
+    if recipe.memory_frames is not None:
+        set_memory_length(model, *recipe.memory_frames)
     if arguments.init is not None:
         load_initial_weights(model, arguments.init)
     model.to(processes.device).train()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from training.dataset import Batch, EpisodeDataset
 from training.distributed import Processes
 from training.losses import ClassWeights, Metrics, world_model_loss
+from training.muon import MuonAdamW
 from training.provenance import command_arguments, provenance, seed_ranges
 from training.recipes import Recipe, Stage
 from training.run_state import RunState
@@ -63,14 +64,32 @@ def load_initial_weights(model: WorldModel, name_or_path: str) -> None:
     model.load_state_dict({name: tensor.float() for name, tensor in checkpoint.tensors.items()})
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only: gains, biases and decay rates have no reason to shrink."""
+def make_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+    """The recipe's optimizer. Weight decay is for matrices: gains, biases and decay rates have no reason to shrink."""
     parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+    matrices = layer_matrices(model) if recipe.optimizer == "muon" else []
+    moved = {id(parameter) for parameter in matrices}
+    groups: list[dict[str, Any]] = [
+        {
+            "params": [p for p in parameters if p.ndim >= 2 and id(p) not in moved],
+            "weight_decay": recipe.weight_decay,
+        },
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=device.type == "cuda")
+    fused = device.type == "cuda"
+    if recipe.optimizer == "muon":
+        return MuonAdamW(matrices, groups, recipe.learning_rate, recipe.betas, recipe.weight_decay, fused=fused)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=fused)
+
+
+def layer_matrices(model: nn.Module) -> list[Tensor]:
+    """Weights of the layers' linear maps, but for those that begin at zero (the modulation)."""
+    assert isinstance(model, WorldModel)
+    return [
+        module.weight
+        for name, module in model.backbone.layers.named_modules()
+        if isinstance(module, nn.Linear) and not name.endswith("modulation")
+    ]
 
 
 def prepare_gpu(model: WorldModel, compile_parts: bool) -> None:

@@ -33,7 +33,7 @@ def motion_between(pose: Tensor, later: Tensor) -> Tensor:
 
 
 def moved(pose: Tensor, motion: Tensor) -> Tensor:
-    """The pose ``[..., 4]`` after a motion ``[..., 3]``; its heading has unit length, however often this is repeated."""
+    """The pose ``[..., 4]`` after a motion ``[..., 3]``; its heading keeps unit length."""
     position = pose[..., :2] + _rotated(motion[..., :2], pose[..., 2], pose[..., 3])
     heading = _rotated(pose[..., 2:], motion[..., 2].cos(), motion[..., 2].sin())
     heading = heading / heading.square().sum(-1, keepdim=True).clamp(min=1e-12).sqrt()

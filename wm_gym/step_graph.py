@@ -88,6 +88,7 @@ class StepGraph:
         with torch.inference_mode(False), torch.no_grad():
             self._network = StepNetwork(model, dtype, self.backend)
             self._reward_values = model.reward_values.clone()
+            self._first_level = schedule[0]
             self._first_levels = self._network.embed_levels((0.0, schedule[0]))
             self._later_levels = [self._network.embed_levels((level,)) for _, level in self._changes]
             self._has_action = torch.ones(batch_size, dtype=torch.bool, device=device)
@@ -170,15 +171,20 @@ class StepGraph:
         poses = () if memory.pose is None or self._pose is None else (memory.pose, self._pose)
         has_action = torch.stack([memory.has_action, self._has_action], dim=1)
         condition = self._network.embed_actions((memory.action, self._action), has_action, poses)
-        frames = torch.stack([memory.frame, noise], dim=1)
-        output = self._network(frames, condition + self._first_levels, memory, num_committed=1)
+        frames = torch.stack([memory.frame, self._shown(noise, self._first_level)], dim=1)
+        output = self._network(frames, condition + self._first_levels, memory, 1, poses)
         memory.num_committed += 1
         self.noise_counters += 1
         noisy = noise
         for (before, now), level in zip(self._changes, self._later_levels, strict=True):
             noisy = euler_update(noisy, output.frame, before, now)
-            output = self._network(noisy[:, None], condition[:, 1:] + level, memory, num_committed=0)
+            shown = self._shown(noisy, now)
+            output = self._network(shown[:, None], condition[:, 1:] + level, memory, 0, poses[1:])
         return self._finish(output)
+
+    def _shown(self, noisy: ModelFrame, level: float) -> ModelFrame:
+        """What the network sees of a noisy frame."""
+        return noisy * (1 - level) if self.config.hide_noise else noisy
 
     def _finish(self, output: NetworkOutput) -> StepOutput:
         """Make the predicted frame the pending one."""
