@@ -97,7 +97,9 @@ def _model(arguments: OdometryArguments) -> _Model:
         loaded = load_checkpoint(arguments.checkpoint)
         config = WorldModelConfig.from_dict(loaded.config)
         if config.pose_kind != "planar":
-            raise ValueError(f"{arguments.checkpoint} is not conditioned on planar poses, so odometry is of no use to it.")
+            raise ValueError(
+                f"{arguments.checkpoint} is not conditioned on planar poses, so odometry is of no use to it."
+            )
         config = dataclasses.replace(config, odometry=True)
         return _Model(config, loaded.tensors, loaded.observation_space, loaded.action_space, loaded.metadata)
     if arguments.data is None:
@@ -134,14 +136,14 @@ def _take(odometry: Odometry, source: str) -> None:
         raise ValueError(f"The odometry of {source} is for other frames or actions: {error}.") from error
 
 
-def _train(
-    odometry: Odometry, model: _Model, arguments: OdometryArguments, device: torch.device
-) -> dict[str, Any]:
+def _train(odometry: Odometry, model: _Model, arguments: OdometryArguments, device: torch.device) -> dict[str, Any]:
     assert arguments.data is not None
     limit = int(arguments.max_gigabytes * 1e9)
     dataset = EpisodeDataset(arguments.data, "train", device, limit, env_id=model.metadata.get("env_id"))
     if dataset.pose.shape[1] != 4:
-        raise ValueError(f"{arguments.data} has poses of size {dataset.pose.shape[1]}; odometry learns from planar ones.")
+        raise ValueError(
+            f"{arguments.data} has poses of size {dataset.pose.shape[1]}; odometry learns from planar ones."
+        )
     begin = time.monotonic()
     steps = train_odometry(odometry, dataset, arguments.training)
     return {

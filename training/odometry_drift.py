@@ -41,7 +41,9 @@ def drift_figures(odometry: Odometry, walks: Rollouts, steps: Sequence[int], see
             "step": _quantiles(step_errors.flatten(0, 1)),
         }
     true = walks.pose[:, pieces[0]]
-    figures["cells_walked"] = round(motion_between(true[:, :-1], true[:, 1:])[..., :2].norm(dim=-1).sum(1).mean().item(), 1)
+    figures["cells_walked"] = round(
+        motion_between(true[:, :-1], true[:, 1:])[..., :2].norm(dim=-1).sum(1).mean().item(), 1
+    )
     return figures
 
 
@@ -77,5 +79,7 @@ def _quantiles(errors: Tensor) -> dict[str, dict[str, float]]:
     found = {}
     for i, name in enumerate(("cells", "degrees")):
         values = torch.quantile(errors[:, i].double(), torch.tensor([0.5, 0.9, 0.99], dtype=torch.float64))
-        found[name] = {key: round(value, 4) for key, value in zip(("median", "p90", "p99"), values.tolist(), strict=True)}
+        found[name] = {
+            key: round(value, 4) for key, value in zip(("median", "p90", "p99"), values.tolist(), strict=True)
+        }
     return found

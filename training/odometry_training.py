@@ -84,7 +84,9 @@ def odometry_loss(odometry: Odometry, frames: ModelFrames, actions: Tensor, pose
     predicted = (true - motions) / ERROR_SCALE
     # Errors that cancel over a window do not make a path drift; those that add up do.
     drift = residual.sum(1) / residual.shape[1] ** 0.5
-    return sum((F.huber_loss(error, torch.zeros_like(error)) for error in (residual, predicted, drift)), frames.new_zeros(()))
+    return sum(
+        (F.huber_loss(error, torch.zeros_like(error)) for error in (residual, predicted, drift)), frames.new_zeros(())
+    )
 
 
 def _moved_once(motions: Motions) -> Tensor:
@@ -101,5 +103,3 @@ def spoilt(frames: ModelFrames, fraction: float, generator: torch.Generator) -> 
     blurred = F.avg_pool2d(frames.flatten(0, 1), size, 1, size // 2, count_include_pad=False).view_as(frames)
     noise = torch.randn(frames.shape, generator=generator, device=frames.device)
     return frames + chosen * (draw[1] * (blurred - frames) + 0.2 * draw[2].square() * noise)
-
-

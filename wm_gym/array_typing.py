@@ -36,7 +36,6 @@ Action = Shaped[Tensor, "B *A"]
 Actions = Shaped[Tensor, "B T *A"]
 Pose = Float[Tensor, "B P"]
 Poses = Float[Tensor, "B T P"]
-Motion = Float[Tensor, "B 3"]
 Motions = Float[Tensor, "B T 3"]
 OdometryState = Float[Tensor, "B M"]
 

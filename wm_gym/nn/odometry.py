@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wm_gym.array_typing import Action, Actions, Motion, Motions, OdometryState, Pose, Poses
+from wm_gym.array_typing import Action, Actions, ModelFrame, ModelFrames, Motions, OdometryState, Pose, Poses
 from wm_gym.nn.config import WorldModelConfig
-from wm_gym.poses import MOTION_SIZE, moved
+from wm_gym.poses import MOTION_SIZE, motion_between, moved
 
 _CHANNELS = (16, 24, 16)  # of the convolutions over one frame; the last is what is kept of the frame before
 _PAIR_CHANNELS = (48, 64)  # of those over two frames
@@ -62,7 +62,7 @@ class Odometry(nn.Module):
             nn.SiLU(),
             nn.Conv2d(second, third, 3, 2, 1),
         )
-        self._view_shape = (third, math.ceil(config.frame_height // 2 / 4), math.ceil(config.frame_width // 2 / 4))
+        self._view_shape = _view_shape(config)
         wide, deep = _PAIR_CHANNELS
         self.pair = nn.Sequential(
             nn.SiLU(),
@@ -81,21 +81,13 @@ class Odometry(nn.Module):
         self.out_action = nn.Linear(config.action_size, 2 * MOTION_SIZE)
         self.out_recent = nn.Linear(_RECENT, 2 * MOTION_SIZE, bias=False)
 
-    @property
-    def state_size(self) -> int:
-        """M."""
-        return _RECENT + 1 + math.prod(self._view_shape)
-
     def initial_state(self, batch_size: int, device: torch.device) -> OdometryState:
         """That of the first frame of a dream: at rest, nothing seen before."""
-        return torch.zeros(batch_size, self.state_size, device=device)
+        return torch.zeros(batch_size, odometry_state_size(self.config), device=device)
 
-    def given_state(self, state: OdometryState, motion: Motion) -> OdometryState:
-        """The state of a frame whose pose was given: ``motion`` led to it, and its pose needs no making up for."""
-        views = torch.zeros_like(state[..., _RECENT:])
-        return torch.cat([motion, state[..., :MOTION_SIZE], views], dim=-1)
-
-    def forward(self, state: OdometryState, frame: Tensor, action: Action, pose: Pose) -> tuple[Pose, OdometryState]:
+    def forward(
+        self, state: OdometryState, frame: ModelFrame, action: Action, pose: Pose
+    ) -> tuple[Pose, OdometryState]:
         """Predict the pose of the next frame.
 
         Args:
@@ -110,8 +102,12 @@ class Odometry(nn.Module):
         poses, states = self.follow(state, frame[:, None], action[:, None], pose)
         return poses[:, -1], states
 
+    def first_pose(self, batch_size: int, device: torch.device) -> Pose:
+        """The pose of the first frame of a dream, from which all others are seen."""
+        return torch.tensor([0.0, 0.0, 1.0, 0.0], device=device).expand(batch_size, -1)
+
     def follow(
-        self, state: OdometryState, frames: Tensor, actions: Actions, pose: Pose
+        self, state: OdometryState, frames: ModelFrames, actions: Actions, pose: Pose
     ) -> tuple[Poses, OdometryState]:
         """`forward` along a sequence: T frames ``[B, T, C, H, W]``, the actions taken at them ``[B, T]``.
 
@@ -129,7 +125,7 @@ class Odometry(nn.Module):
             poses.append(pose)
         return torch.stack(poses, dim=1), torch.cat([recent, torch.ones_like(recent[:, :1]), looked.views[:, -1]], -1)
 
-    def look(self, state: OdometryState, frames: Tensor, actions: Actions) -> Looked:
+    def look(self, state: OdometryState, frames: ModelFrames, actions: Actions) -> Looked:
         """All that needs no recursion; arguments as of `follow`."""
         batch, length = frames.shape[:2]
         views = self.view(frames.flatten(0, 1).float()).view(batch, length, *self._view_shape)
@@ -162,7 +158,31 @@ class Odometry(nn.Module):
             motions.append(motion)
         return torch.stack(corrections, dim=1), torch.stack(motions, dim=1), recent
 
+    def given(self, state: OdometryState, poses: Poses) -> OdometryState:
+        """The state after poses that were given, without a look at the frames: they need no making up for.
+
+        Args:
+            state: of the first of the frames.
+            poses: ``[B, T, 4]`` of that frame and those that follow it.
+        """
+        motions = motion_between(poses[:, :-1], poses[:, 1:])
+        for motion in motions[:, -2:].unbind(1):
+            nothing_seen = torch.zeros_like(state[:, _RECENT:])
+            state = torch.cat([motion, state[:, :MOTION_SIZE], nothing_seen], dim=-1)
+        return state
+
     def _numbers(self, actions: Actions) -> Tensor:
         if self.config.action_kind == "continuous":
             return actions.float()
         return F.one_hot(actions, self.config.action_size).float()
+
+
+def odometry_state_size(config: WorldModelConfig) -> int:
+    """M, the numbers of a state."""
+    return _RECENT + 1 + math.prod(_view_shape(config))
+
+
+def _view_shape(config: WorldModelConfig) -> tuple[int, int, int]:
+    """What three halvings leave of a frame: channels, rows and columns."""
+    rows, columns = (math.ceil(size // 2 / 4) for size in (config.frame_height, config.frame_width))
+    return _CHANNELS[-1], rows, columns
