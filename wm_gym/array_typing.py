@@ -9,6 +9,7 @@ N  tokens per frame (token rows x token columns)
 D  model width
 A  dimension of a continuous action
 P  dimension of a pose
+M  numbers that odometry carries from frame to frame
 R  classes of the reward head
 K  blocks of a frame in one layer
 L  tokens in one scanned sequence
@@ -36,6 +37,8 @@ Action = Shaped[Tensor, "B *A"]
 Actions = Shaped[Tensor, "B T *A"]
 Pose = Float[Tensor, "B P"]
 Poses = Float[Tensor, "B T P"]
+Motions = Float[Tensor, "B T 3"]
+OdometryState = Float[Tensor, "B M"]
 
 Tokens = Float[Tensor, "B T rows columns D"]
 Condition = Float[Tensor, "B T D"]
