@@ -1,17 +1,17 @@
 """What a memory knows of the maze: ``python -m training.probe --checkpoint C --seeds A-B --out JSON``.
 
-Small probes read the walls and the objects around the agent from the frozen SSM states after a real context, as in
-Memory Maze's offline benchmark (arXiv 2210.13383); beside them the same probe on the memory that the last frames alone
-leave, on the last frame, and a constant. Trained and tested on different held-out mazes.
+Small probes read the walls and the objects around the agent, or around where it started, from the frozen SSM states
+after a real context, as in Memory Maze's offline benchmark (arXiv 2210.13383); beside them the same probe on the memory
+that the last frames alone leave, on the last frame, and a constant. Trained and tested on different held-out mazes.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from training.baselines import model_type
 from training.evaluate import parse_seeds
+from training.pose_input import Conditioning, model_poses, needs_poses
 from training.provenance import provenance, seed_ranges
 from training.recall.figures import listed
 from training.recall.intervals import Bootstrap, Estimate
@@ -31,7 +32,8 @@ from training.rollouts import Rollouts, check_held_out
 from training.store import open_store
 from wm_gym.checkpoint import load_checkpoint, resolve_device
 from wm_gym.files import write_json
-from wm_gym.world_model import WorldModel
+from wm_gym.poses import relative_to_first
+from wm_gym.world_model import WorldModel, WorldModelConfig
 
 ROWS_PER_PREFILL = 8
 SOURCES = ("state", "cleared_state", "last_frame")
@@ -50,7 +52,12 @@ class ProbeArguments:
     rollouts: Path | None = None  # store of the walks, which grows by what it lacks; None: beside the JSON file
     workers: int = 0  # processes that record; 0: one for each core
     envs_per_worker: int = 1  # walks that each of them records at a time; 4 to 8 on a GPU
-    radius: int = 4  # cells to each side of the agent that are asked for
+    conditioning: Conditioning | None = None
+    """Whether a model that takes poses is given them, as in training.evaluate; None: if it needs them."""
+    around: Literal["agent", "start"] | None = None
+    """agent: what is around it, in the directions that it looks in. start: a map of the maze, as seen from the first
+    frame; all probes are told the agent's pose on it. None: start for planar poses, which count from there."""
+    radius: int = 0  # cells to each side that are asked for; 0: 4 around the agent, 8 around the start
     moments: int = 4  # of each walk that a probe is trained on, evenly spaced; tested at the last one only
     test_fraction: float = 0.25  # of the mazes
     validation_fraction: float = 0.1  # of the mazes
@@ -89,8 +96,11 @@ def probe_checkpoint(arguments: ProbeArguments, argv: Sequence[str]) -> dict[str
     if model_type(checkpoint.config) is not WorldModel:
         raise ValueError("Probes read SSM states of our own models; the checkpoint is a baseline.")
     model = WorldModel.from_weights(checkpoint.config, checkpoint.tensors, resolve_device(device), arguments.checkpoint)
-    if model.config.pose_size:
-        raise ValueError("The checkpoint is conditioned on poses; a probe of what it knows of places would read them.")
+    if model.config.pose_size and model.config.pose_kind != "planar":
+        raise ValueError(
+            "The checkpoint is given poses as they are recorded; a probe of what it knows of places would read them."
+        )
+    arguments = settled(arguments, model.config)
     path = arguments.rollouts or arguments.out.with_name(f"{arguments.out.stem}_rollouts")
     walks = recorded_walks(
         path,
@@ -118,13 +128,17 @@ def probe_checkpoint(arguments: ProbeArguments, argv: Sequence[str]) -> dict[str
         "seeds": seed_ranges(seeds),
         "num_mazes": {"training": len(training), "validation": len(validation), "test": len(test)},
         "radius": arguments.radius,
+        "around": arguments.around,
+        "conditioning": arguments.conditioning,
         "definitions": {
             "walls": "share of positions, one cell apart around the agent in its own directions and inside the maze, "
             "where wall or no wall is told rightly",
             "objects": "distance in cells between where an object is and where it is told to be",
+            "around": "start: positions around, and directions of, the first frame; probes are told the agent's pose",
             "seen": "cells in view from some frame of the context",
             "state": "SSM states after the context",
-            "cleared_state": f"SSM states after its last {model.config.window + 1} frames alone",
+            "cleared_state": f"SSM states after its last {model.config.window + 1} frames alone; poses that are given "
+            "still count from the first frame",
             "last_frame": "the last frame",
             "constant": "the commonest answer at each position, the mean place of each object",
         },
@@ -134,6 +148,14 @@ def probe_checkpoint(arguments: ProbeArguments, argv: Sequence[str]) -> dict[str
         },
         **provenance("training.probe", argv),
     }
+
+
+def settled(arguments: ProbeArguments, config: WorldModelConfig) -> ProbeArguments:
+    """With what suits the model in place of what was left open."""
+    around = arguments.around or ("start" if config.pose_kind == "planar" else "agent")
+    conditioning = arguments.conditioning or ("pose" if needs_poses(config) else "action")
+    radius = arguments.radius or (8 if around == "start" else 4)
+    return replace(arguments, around=around, conditioning=conditioning, radius=radius)
 
 
 def split_mazes(num_mazes: int, test_fraction: float, validation_fraction: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,22 +173,27 @@ def split_mazes(num_mazes: int, test_fraction: float, validation_fraction: float
 def read_moments(model: WorldModel, walks: Rollouts, path: Path, arguments: ProbeArguments) -> list[Moment]:
     """Reads all walks and stops at every moment to note the memory, and what is around the agent."""
     lengths = [len(part) + int(part[0]) for part in np.array_split(np.arange(arguments.context), arguments.moments)]
-    states = {length: _states(model, walks, length, f"reading {length} frames") for length in lengths}
+    assert arguments.conditioning is not None
+    poses = model_poses(model.config, walks.pose, arguments.conditioning)
+    states = {length: _states(model, walks, poses, length, f"reading {length} frames") for length in lengths}
     store = open_store(path)
     mazes = [maze_of(store.attributes(seed, SPLIT), seed) for seed in walks.seeds]
     moments = []
     for length in lengths:
-        poses = walks.pose[:, :length].numpy()
-        answers = [_surroundings(*maze, own, arguments.radius) for maze, own in zip(mazes, poses, strict=True)]
+        paths = walks.pose[:, :length].numpy()
+        seat = 0 if arguments.around == "start" else -1
+        answers = [_surroundings(*maze, own, seat, arguments.radius) for maze, own in zip(mazes, paths, strict=True)]
         walls, inside, objects, seen, objects_seen = (np.stack(arrays) for arrays in zip(*answers, strict=True))
         shared = [
             torch.tensor(part, dtype=dtype, device=model.device)
             for part, dtype in ((walls, torch.float32), (inside, torch.bool), (objects, torch.float32))
         ]
+        place = relative_to_first(walks.pose[:, :length])[:, -1].to(model.device)
+        shared.append(place if arguments.around == "start" else place[:, :0])
         first = max(0, length - model.config.window - 1)
         inputs = {
             "state": states[length],
-            "cleared_state": _states(model, walks, length, "reading the last frames", first),
+            "cleared_state": _states(model, walks, poses, length, "reading the last frames", first),
             "last_frame": (walks.frames[:, length - 1].to(model.device),),
         }
         data = {source: ProbeData(inputs[source], *shared) for source in SOURCES}
@@ -174,24 +201,29 @@ def read_moments(model: WorldModel, walks: Rollouts, path: Path, arguments: Prob
     return moments
 
 
-def _states(model: WorldModel, walks: Rollouts, length: int, what: str, first: int = 0) -> tuple[Tensor, ...]:
+def _states(
+    model: WorldModel, walks: Rollouts, poses: Tensor | None, length: int, what: str, first: int = 0
+) -> tuple[Tensor, ...]:
     """SSM states after frames [first, length) of every walk, bfloat16 [M, K, h, d, s] per layer."""
     rows = torch.arange(len(walks.seeds)).split(ROWS_PER_PREFILL)
     parts = []
     for part in tqdm(rows, desc=what, unit="batch", leave=False):
         frames, actions = walks.frames[part, first:length], walks.actions[part, first : length - 1]
-        state = model.prefill(model.initial_state(len(part)), frames.to(model.device), actions.to(model.device))
+        pose = None if poses is None else poses[part, first:length].to(model.device)
+        state = model.prefill(model.initial_state(len(part)), frames.to(model.device), actions.to(model.device), pose)
         parts.append([layer.ssm_state.to(torch.bfloat16) for layer in state.layers])
     return tuple(torch.cat(layer) for layer in zip(*parts, strict=True))
 
 
-def _surroundings(layout: np.ndarray, objects: np.ndarray, poses: np.ndarray, radius: int) -> tuple[np.ndarray, ...]:
-    """Walls [P], inside [P], objects [k, 2], seen [P], objects_seen [k] at the last of the poses [T, 4]."""
-    walls, inside = walls_around(layout, poses[-1], radius)
+def _surroundings(
+    layout: np.ndarray, objects: np.ndarray, poses: np.ndarray, seat: int, radius: int
+) -> tuple[np.ndarray, ...]:
+    """Walls [P], inside [P], objects [k, 2], seen [P], objects_seen [k] around pose `seat` of the poses [T, 4]."""
+    walls, inside = walls_around(layout, poses[seat], radius)
     seen = seen_cells(layout, poses)
-    seen_around = look_up(seen, cells_around(poses[-1], radius))[0]
+    seen_around = look_up(seen, cells_around(poses[seat], radius))[0]
     objects_seen = look_up(seen, np.floor(objects).astype(np.int64))[0]
-    return walls, inside, objects_around(objects, poses[-1]), seen_around, objects_seen
+    return walls, inside, objects_around(objects, poses[seat]), seen_around, objects_seen
 
 
 def probe_source(

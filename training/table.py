@@ -151,7 +151,7 @@ def markdown(table: Mapping[str, Any]) -> str:
             cells.append(_with_interval(row["cleared"]["psnr"]["all"], "psnr") if row.get("cleared") else "")
         cells.append(_with_interval(row["psnr_change_over_distance"], "psnr") if "recipe" in row else "")
         parameters, frames, paper = (row.get(key) for key in ("num_parameters", "total_frames_seen", "paper"))
-        cells += ["" if parameters is None else f"{parameters / 1e6:.1f}M", "" if frames is None else _millions(frames)]
+        cells += ["" if parameters is None else f"{parameters / 1e6:.1f}M", "" if frames is None else _frames(frames)]
         cells.append("" if paper is None else " / ".join(_number(paper[name], name) for name in METRICS))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -172,7 +172,9 @@ def _number(value: float, metric: str) -> str:
     return f"{value:.1f}" if metric == "psnr" else f"{value:.3f}".replace("0.", ".", 1)
 
 
-def _millions(frames: int) -> str:
+def _frames(frames: int) -> str:
+    if frames < 1e6:
+        return f"{frames:,}"
     return f"{frames / 1e6:.1f}M" if frames < 1e9 else f"{frames / 1e9:.2f}B"
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.tiny import tiny_model
-from training.baselines import BaselineConfig, build_model
+from training.baselines import baseline_config, build_model
 from training.carried import CarriedPass
 from wm_gym.poses import relative_to_first
 from wm_gym.world_model import WorldModel
@@ -87,7 +87,7 @@ def test_asking_for_frames_teaches_the_state_to_keep_them() -> None:
 
 
 def test_what_has_no_state_to_carry_or_no_pose_to_ask_by_is_refused() -> None:
-    config = BaselineConfig(**vars(tiny_model().config) | {"block_sizes": (1,)}, architecture="causal_transformer")
+    config = baseline_config("causal_transformer", 1, tiny_model().config)
     with pytest.raises(ValueError, match="carried_frames is for our own model"):
         CarriedPass(build_model(config), 4, seeded())
     with pytest.raises(ValueError, match="pose_size 0"):

@@ -68,7 +68,25 @@ def test_what_cannot_be_probed_is_one_sentence(store: Path, tmp_path: Path, opti
     assert not (tmp_path / "x.json").exists()
 
 
-def test_a_model_with_poses_is_refused(store: Path, tmp_path: Path) -> None:
+def test_a_planar_model_is_asked_for_a_map_around_the_start(store: Path, tmp_path: Path) -> None:
+    checkpoint = save_tiny_checkpoint(tmp_path / "model.safetensors", tiny_model(pose_size=4, pose_kind="planar"))
+    records = []
+    for around in ("start", "agent"):
+        options = () if around == "start" else ("--around", "agent")
+        main(arguments(store, checkpoint, tmp_path / "probe.json", *options))
+        records.append(json.loads((tmp_path / "probe.json").read_text()))
+    assert [record["around"] for record in records] == ["start", "agent"]
+    assert [record["conditioning"] for record in records] == ["pose", "pose"]
+    assert records[0]["columns"]["state"] != records[1]["columns"]["state"]
+
+
+def test_a_model_that_needs_poses_is_not_probed_by_action(store: Path, tmp_path: Path) -> None:
+    checkpoint = save_tiny_checkpoint(tmp_path / "model.safetensors", tiny_model(pose_size=4, pose_kind="planar"))
+    with pytest.raises(SystemExit, match="take --conditioning pose"):
+        main(arguments(store, checkpoint, tmp_path / "x.json", "--conditioning", "action"))
+
+
+def test_a_model_that_is_given_recorded_poses_is_refused(store: Path, tmp_path: Path) -> None:
     checkpoint = save_tiny_checkpoint(tmp_path / "model.safetensors", tiny_model(pose_size=4))
     with pytest.raises(SystemExit, match="would read them"):
         main(arguments(store, checkpoint, tmp_path / "x.json"))
@@ -83,7 +101,7 @@ def test_no_maze_is_in_two_parts() -> None:
 def truth() -> ProbeData:
     walls = torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
     inside = torch.tensor([[True, True, True], [True, True, False]])
-    return ProbeData((), walls, inside, torch.tensor([[[3.0, 4.0]], [[0.0, 0.0]]]))
+    return ProbeData((), walls, inside, torch.tensor([[[3.0, 4.0]], [[0.0, 0.0]]]), torch.zeros(2, 0))
 
 
 def test_figures_count_positions_inside_the_maze_and_tell_seen_from_unseen() -> None:

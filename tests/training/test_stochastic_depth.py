@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.tiny import tiny_model
-from training.baselines import BaselineConfig, build_model
+from training.baselines import baseline_config, build_model
 from training.stochastic_depth import dropped_attention
 from wm_gym.world_model import WorldModel
 
@@ -77,6 +77,6 @@ def test_layers_that_are_computed_again_leave_out_the_same() -> None:
 
 
 def test_a_baseline_without_such_layers_is_refused() -> None:
-    config = BaselineConfig(**vars(tiny_model().config) | {"block_sizes": (1,)}, architecture="causal_transformer")
+    config = baseline_config("causal_transformer", 1, tiny_model().config)
     with pytest.raises(ValueError, match="attention_drop"), dropped_attention(build_model(config), 0.5, B, seeded()):
         pass

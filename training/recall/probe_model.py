@@ -21,12 +21,14 @@ class ProbeData:
         walls: float32 [S, P], 1 where there is a wall.
         inside: bool [S, P], positions inside the maze: the others are not asked.
         objects: float32 [S, k, 2], (forward, left) in cells.
+        told: float32 [S, q], what the probe is told beside its inputs: where the agent is, or nothing (q = 0).
     """
 
     inputs: tuple[Tensor, ...]
     walls: Tensor
     inside: Tensor
     objects: Tensor
+    told: Tensor
 
     def __len__(self) -> int:
         return len(self.walls)
@@ -34,14 +36,14 @@ class ProbeData:
     def rows(self, rows: Tensor) -> ProbeData:
         """Some of the samples."""
         inputs = tuple(part[rows] for part in self.inputs)
-        return ProbeData(inputs, self.walls[rows], self.inside[rows], self.objects[rows])
+        return ProbeData(inputs, self.walls[rows], self.inside[rows], self.objects[rows], self.told[rows])
 
     @classmethod
     def joined(cls, parts: Sequence[ProbeData]) -> ProbeData:
         """All samples of several."""
         inputs = tuple(torch.cat(same) for same in zip(*(part.inputs for part in parts), strict=True))
-        walls, inside, objects = zip(*((part.walls, part.inside, part.objects) for part in parts), strict=True)
-        return cls(inputs, torch.cat(walls), torch.cat(inside), torch.cat(objects))
+        rest = zip(*((part.walls, part.inside, part.objects, part.told) for part in parts), strict=True)
+        return cls(inputs, *(torch.cat(same) for same in rest))
 
 
 class StateReadout(nn.Module):
@@ -85,16 +87,16 @@ class FrameReadout(nn.Module):
 
 
 class Probe(nn.Module):
-    """Readout, then an MLP of two hidden layers."""
+    """Readout, then an MLP of two hidden layers, which is also given what the probe is told."""
 
     def __init__(self, data: ProbeData, num_readouts: int, width: int) -> None:
         super().__init__()
         is_frame = data.inputs[0].dtype == torch.uint8
         self.readout = FrameReadout(data.inputs[0]) if is_frame else StateReadout(data.inputs, num_readouts)
         self.num_positions, self.num_objects = data.walls.shape[1], data.objects.shape[1]
+        self.norm = nn.LayerNorm(self.readout.num_features)
         self.mlp = nn.Sequential(
-            nn.LayerNorm(self.readout.num_features),
-            nn.Linear(self.readout.num_features, width),
+            nn.Linear(self.readout.num_features + data.told.shape[1], width),
             nn.SiLU(),
             nn.Dropout(0.2),
             nn.Linear(width, width),
@@ -103,9 +105,10 @@ class Probe(nn.Module):
             nn.Linear(width, self.num_positions + 2 * self.num_objects),
         )
 
-    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Sequence[Tensor], told: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of walls [B, P], and objects [B, k, 2]."""
-        walls, objects = self.mlp(self.readout(inputs)).split([self.num_positions, 2 * self.num_objects], 1)
+        features = torch.cat([self.norm(self.readout(inputs)), told], 1)
+        walls, objects = self.mlp(features).split([self.num_positions, 2 * self.num_objects], 1)
         return walls, objects.unflatten(1, (self.num_objects, 2))
 
 
@@ -150,7 +153,7 @@ def train_probe(data: ProbeData, validation: ProbeData, options: ProbeTraining, 
 
 def probe_loss(probe: Probe, data: ProbeData) -> Tensor:
     """Cross-entropy of the walls inside the maze, and the weighted squared error of the objects."""
-    walls, objects = probe(data.inputs)
+    walls, objects = probe(data.inputs, data.told)
     of_walls = F.binary_cross_entropy_with_logits(walls, data.walls, reduction="none")[data.inside].mean()
     return of_walls + OBJECT_WEIGHT * F.mse_loss(objects, data.objects)
 
@@ -167,5 +170,5 @@ def evaluate_loss(probe: Probe, data: ProbeData, batch_size: int) -> Tensor:
 def predict(probe: Probe, data: ProbeData, batch_size: int) -> tuple[Tensor, Tensor]:
     """Walls bool [S, P] and objects float32 [S, k, 2]."""
     parts = torch.arange(len(data), device=data.walls.device).split(batch_size)
-    walls, objects = zip(*(probe(data.rows(rows).inputs) for rows in parts), strict=True)
+    walls, objects = zip(*(probe(data.rows(rows).inputs, data.told[rows]) for rows in parts), strict=True)
     return torch.cat(walls) > 0, torch.cat(objects)

@@ -16,6 +16,7 @@ from wm_gym.checkpoint import load_checkpoint, resolve_device
 from wm_gym.codec import model_to_frames
 from wm_gym.contexts import Clips, Context, load_clips
 from wm_gym.envs.context_pool import ContextPool, read_contexts
+from wm_gym.envs.refresh import RecentFrames
 from wm_gym.step_graph import StepGraph
 from wm_gym.world_model import ModelState, WorldModel
 
@@ -35,11 +36,16 @@ class DreamSettings:
     horizon: int
     num_denoising_steps: int
     state_dtype: str
+    refresh_steps: int = 0
 
     def check(self) -> None:
-        """Raises ValueError for a number below 1 or an unknown dtype."""
+        """Raises ValueError for a number out of range or an unknown dtype."""
         for name in ("context_frames", "starts_per_clip", "horizon", "num_denoising_steps"):
             check_count(name, getattr(self, name))
+        if not isinstance(self.refresh_steps, (int, np.integer)) or self.refresh_steps < 0 or self.refresh_steps == 1:
+            raise ValueError(
+                f"refresh_steps must be 0 (never) or a whole number from 2 on, got {self.refresh_steps!r}."
+            )
         if self.state_dtype not in STATE_DTYPES:
             raise ValueError(f"state_dtype is one of {', '.join(STATE_DTYPES)}, got {self.state_dtype!r}.")
 
@@ -65,6 +71,7 @@ class DreamState:
     num_context_frames: np.ndarray  # int64 [B]
     num_steps: np.ndarray  # int64 [B]
     needs_reset: np.ndarray  # bool [B]
+    recent: tuple[torch.Tensor, torch.Tensor] | None  # of `RecentFrames`, where memories are refreshed
 
 
 class Dreams:
@@ -103,6 +110,8 @@ class Dreams:
                 "install triton), or the model's head_dim or state_dim is not a power of two from 16 on.",
                 stacklevel=3,
             )
+        steps = int(settings.refresh_steps)
+        self._recent = RecentFrames(self.model, num_rows, steps) if steps else None
         self._started = False
         self.frames = torch.zeros((num_rows, *self._frame_shape), dtype=torch.uint8, device=self.device)
         self.num_context_frames = np.zeros(num_rows, np.int64)
@@ -182,6 +191,7 @@ class Dreams:
         terminated = flags[: self.num_rows]
         self.frames = output.frame
         self.num_steps += 1
+        self._refresh(output.frame, actions)
         truncated = self.num_steps >= self._settings.horizon
         self.needs_reset = terminated | truncated
         if flags[self.num_rows :].any():
@@ -190,6 +200,13 @@ class Dreams:
                 "the step was taken with the nearest ones."
             )
         return DreamStep(output.frame, output.reward, terminated, truncated)
+
+    def _refresh(self, frames: torch.Tensor, actions: torch.Tensor) -> None:
+        if self._recent is None:
+            return
+        self._recent.note(frames, actions, self.num_steps)
+        for state, rows in self._recent.refreshed(self.num_steps):
+            self._graph.load(state, rows)
 
     def get_state(self) -> DreamState:
         """A copy that later steps do not touch. Raises ResetNeeded before the first reset."""
@@ -203,6 +220,7 @@ class Dreams:
             self.num_context_frames.copy(),
             self.num_steps.copy(),
             self.needs_reset.copy(),
+            None if self._recent is None else self._recent.get_state(),
         )
 
     def set_state(self, state: DreamState) -> None:
@@ -211,6 +229,13 @@ class Dreams:
             raise ValueError(
                 f"The state holds frames of shape {list(state.frames.shape)}, these dreams {list(self.frames.shape)}."
             )
+        refresh_steps = 0 if state.recent is None else state.recent[0].shape[1]
+        if refresh_steps != self._settings.refresh_steps:
+            raise ValueError(
+                f"The state is of dreams with refresh_steps {refresh_steps}, these have {self._settings.refresh_steps}."
+            )
+        if self._recent is not None and state.recent is not None:
+            self._recent.set_state(state.recent)
         self._graph.load(state.model_state)
         self._graph.set_noise(state.noise_keys, state.noise_counters)
         self.frames = state.frames.to(self.device, copy=True)

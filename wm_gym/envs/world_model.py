@@ -55,6 +55,8 @@ class WorldModelEnv(gym.Env[np.ndarray, Any]):
         horizon: steps after which an episode is truncated.
         num_denoising_steps: network passes per frame.
         state_dtype: "float32", or "bfloat16", in which the memory takes half the space and its rounding adds up.
+        refresh_steps: every so many steps of an episode the memory is made anew from the frames imagined since, and
+            forgets all before; 0: never. Such a step takes longer.
         render_mode: None, "rgb_array" (`render()` gives a copy of the observation) or "human" (a window; pygame).
 
     Raises:
@@ -74,12 +76,21 @@ class WorldModelEnv(gym.Env[np.ndarray, Any]):
         horizon: int = 1000,
         num_denoising_steps: int = 1,
         state_dtype: Literal["float32", "bfloat16"] = "float32",
+        refresh_steps: int = 0,
         render_mode: str | None = None,
     ) -> None:
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise ValueError(f"render_mode is one of {', '.join(RENDER_MODES)} or None, got {render_mode!r}.")
         settings = DreamSettings(
-            checkpoint, contexts, context_frames, starts_per_clip, device, horizon, num_denoising_steps, state_dtype
+            checkpoint,
+            contexts,
+            context_frames,
+            starts_per_clip,
+            device,
+            horizon,
+            num_denoising_steps,
+            state_dtype,
+            refresh_steps,
         )
         self._dreams = Dreams(1, settings)
         self.observation_space = self._dreams.observation_space

@@ -65,6 +65,7 @@ class WorldModelVectorEnv(VectorEnv[Any, Any, Any]):
         horizon: int = 1000,
         num_denoising_steps: int = 1,
         state_dtype: Literal["float32", "bfloat16"] = "float32",
+        refresh_steps: int = 0,
         output: Literal["numpy", "torch"] = "numpy",
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: Literal["rgb_array"] | None = None,
@@ -74,7 +75,15 @@ class WorldModelVectorEnv(VectorEnv[Any, Any, Any]):
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode of a vector environment is 'rgb_array' or None, got {render_mode!r}.")
         settings = DreamSettings(
-            checkpoint, contexts, context_frames, starts_per_clip, device, horizon, num_denoising_steps, state_dtype
+            checkpoint,
+            contexts,
+            context_frames,
+            starts_per_clip,
+            device,
+            horizon,
+            num_denoising_steps,
+            state_dtype,
+            refresh_steps,
         )
         self._dreams = Dreams(num_envs, settings)
         self._output = output

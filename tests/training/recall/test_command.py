@@ -115,6 +115,19 @@ def test_a_model_that_needs_poses_is_not_measured_without(store: Path, tmp_path:
     assert "take --conditioning pose" in refusal(tmp_path, store, checkpoint, "--protocol", "reasoning")
 
 
+def test_a_model_with_odometry_is_measured_both_ways(store: Path, tmp_path: Path) -> None:
+    model = tiny_model(pose_size=4, pose_kind="planar", odometry=True)
+    checkpoint = save_tiny_checkpoint(tmp_path / "model.safetensors", model)
+    options = ("--protocol", "reasoning", "--frames", "4", "--memory", "kept")
+    action, pose = (
+        json.loads(run(tmp_path, store, checkpoint, *options, "--conditioning", told).read_text())
+        for told in ("action", "pose")
+    )
+    assert (action["conditioning"], pose["conditioning"]) == ("action", "pose")
+    assert action["columns"]["psnr"]["copy_last"] == pose["columns"]["psnr"]["copy_last"]
+    assert action["columns"]["psnr"]["kept"] != pose["columns"]["psnr"]["kept"]
+
+
 def test_seeds_that_were_trained_on_are_refused_before_anything_is_recorded(store: Path, tmp_path: Path) -> None:
     contents = load_checkpoint(save_tiny_checkpoint(tmp_path / "model.safetensors"))
     trained = tmp_path / "trained.safetensors"

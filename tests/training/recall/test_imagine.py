@@ -116,6 +116,20 @@ def test_a_dream_follows_the_poses_that_it_is_given(walks: Rollouts) -> None:
     assert not torch.equal(before[:, 2], after[:, 2])
 
 
+@pytest.mark.parametrize("feedback", ["dreamed", "real"])
+def test_a_model_with_odometry_dreams_by_actions_without_a_look_at_poses(walks: Rollouts, feedback: Feedback) -> None:
+    model = tiny_model(pose_size=4, pose_kind="planar", odometry=True)
+    other = OtherModel(model.config).eval()
+    other.load_state_dict(model.state_dict())
+    elsewhere = Rollouts(**{**vars(walks), "pose": torch.full_like(walks.pose, torch.nan)})
+    by_action, by_pose = (Dreamer(model, 3, feedback=feedback, conditioning=told) for told in ("action", "pose"))
+    dreamed = by_action.imagine(walks, CONTEXT, "kept")
+    assert torch.equal(by_action.imagine(elsewhere, CONTEXT, "kept"), dreamed)
+    assert not torch.equal(by_pose.imagine(walks, CONTEXT, "kept"), dreamed)
+    by_step = Dreamer(other, 3, feedback=feedback, conditioning="action").imagine(walks, CONTEXT, "kept")
+    assert_about_equal(by_step, dreamed)
+
+
 @pytest.mark.parametrize("memory", ["kept", "cleared"])
 def test_a_planar_model_sees_poses_from_the_first_frame_that_it_read(walks: Rollouts, memory: Memory) -> None:
     model = tiny_model(pose_size=4, pose_kind="planar")

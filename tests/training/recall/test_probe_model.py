@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -19,7 +21,8 @@ def samples(count: int, seed: int, hidden: bool = False) -> ProbeData:
     if not hidden:
         state[:, 0, :, 0, :3] += (4 * walls - 2).reshape(count, 2, 3)
     objects = torch.stack([walls[:, :2], 1 - walls[:, :2]], 1)
-    return ProbeData((state.bfloat16(),), walls, torch.ones(count, NUM_POSITIONS, dtype=torch.bool), objects)
+    inside = torch.ones(count, NUM_POSITIONS, dtype=torch.bool)
+    return ProbeData((state.bfloat16(),), walls, inside, objects, told=torch.zeros(count, 0))
 
 
 def accuracy(hidden: bool) -> float:
@@ -52,7 +55,7 @@ def test_positions_outside_the_maze_do_not_count() -> None:
     inside[:, 3:] = False
     noise = torch.where(inside, data.walls, 1 - data.walls)
     probes = [
-        train_probe(ProbeData(data.inputs, walls, inside, data.objects), data.rows(torch.arange(8)), OPTIONS)
+        train_probe(replace(data, walls=walls, inside=inside), data.rows(torch.arange(8)), OPTIONS)
         for walls in (data.walls, noise)
     ]
     for a, b in zip(*(probe.parameters() for probe in probes), strict=True):
@@ -61,11 +64,17 @@ def test_positions_outside_the_maze_do_not_count() -> None:
 
 def test_a_probe_of_frames_has_their_pixels() -> None:
     frames = torch.randint(0, 255, (10, 8, 8, 3), dtype=torch.uint8)
-    data = ProbeData((frames,), *(getattr(samples(10, 0), name) for name in ("walls", "inside", "objects")))
-    walls, objects = Probe(data, 2, 16).readout(data.inputs), Probe(data, 2, 16)(data.inputs)[1]
+    data = replace(samples(10, 0), inputs=(frames,))
+    walls, objects = Probe(data, 2, 16).readout(data.inputs), Probe(data, 2, 16)(data.inputs, data.told)[1]
     assert walls.shape == (10, 192)
     assert walls.min() >= -1 and walls.max() <= 1
     assert objects.shape == (10, 2, 2)
+
+
+def test_what_a_probe_is_told_it_can_use() -> None:
+    data = [replace(samples(200, seed, hidden=True), told=samples(200, seed, hidden=True).walls) for seed in range(3)]
+    probe = train_probe(data[0], data[1], OPTIONS)
+    assert (predict(probe, data[2], 64)[0] == data[2].walls.bool()).float().mean() > 0.75
 
 
 def test_samples_are_joined_in_order() -> None:
