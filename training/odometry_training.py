@@ -98,8 +98,9 @@ def _moved_once(motions: Motions) -> Tensor:
 def spoilt(frames: ModelFrames, fraction: float, generator: torch.Generator) -> ModelFrames:
     """Windows ``[B, T, C, H, W]``, a fraction of them blurred and with noise, each as strongly as it is drawn."""
     draw = torch.rand(3, len(frames), 1, 1, 1, 1, generator=generator, device=frames.device)
-    chosen = (draw[0] < fraction).float()
-    size = 5
-    blurred = F.avg_pool2d(frames.flatten(0, 1), size, 1, size // 2, count_include_pad=False).view_as(frames)
-    noise = torch.randn(frames.shape, generator=generator, device=frames.device)
-    return frames + chosen * (draw[1] * (blurred - frames) + 0.2 * draw[2].square() * noise)
+    rows = (draw[0].flatten() < fraction).nonzero().flatten()
+    blur, noise = draw[1:, rows]
+    clear = frames[rows]
+    blurred = F.avg_pool2d(clear.flatten(0, 1), 5, 1, 2, count_include_pad=False).view_as(clear)
+    grain = torch.randn(clear.shape, generator=generator, device=frames.device)
+    return frames.index_copy(0, rows, clear + blur * (blurred - clear) + 0.2 * noise.square() * grain)

@@ -16,13 +16,16 @@ from torch import Tensor, nn
 
 from wm_gym.array_typing import Action, Actions, ModelFrame, ModelFrames, Motions, OdometryState, Pose, Poses
 from wm_gym.nn.config import WorldModelConfig
-from wm_gym.poses import MOTION_SIZE, motion_between, moved
+from wm_gym.ops.odometry import odometry_motions, odometry_scan
+from wm_gym.ops.step import Backend
+from wm_gym.poses import MOTION_SIZE, motion_between
 
 _CHANNELS = (16, 24, 16)  # of the convolutions over one frame; the last is what is kept of the frame before
 _PAIR_CHANNELS = (48, 64)  # of those over two frames
 _WIDTH = 64
 _MOTION_SCALE = 5.0  # motions are fractions of a cell and of a radian; inputs should be of order 1
 _RECENT = 2 * MOTION_SIZE  # numbers in the two motions that are remembered
+_OUTPUTS = 3 * MOTION_SIZE  # a correction, its gate and a motion
 
 
 class Looked(NamedTuple):
@@ -30,7 +33,7 @@ class Looked(NamedTuple):
 
     Attributes:
         hidden: input of the first recurrent layer from frames and actions, ``[B, T, width]``.
-        out: input of the last one from actions, ``[B, T, 6]``.
+        out: input of the last one from actions, ``[B, T, 9]``.
         has_previous: 1 where there is a frame before, ``[B, T, 1]``.
         views: what is kept of each frame for the next one, ``[B, T, V]``.
     """
@@ -42,7 +45,7 @@ class Looked(NamedTuple):
 
 
 class Odometry(nn.Module):
-    """Predicts the pose of the next frame. All in float32.
+    """Predicts the pose of the next frame. All in float32. Gradients go through `look` and `motions` only.
 
     A state ``[B, M]`` goes in and comes out; it belongs to a frame that was not looked at yet. It holds the motion that
     was predicted to lead to this frame, the motion to the frame before, whether there is a frame before, and its view.
@@ -54,6 +57,7 @@ class Odometry(nn.Module):
     def __init__(self, config: WorldModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.backend: Backend = "auto"
         first, second, third = _CHANNELS
         self.view = nn.Sequential(
             nn.Conv2d(config.frame_channels, first, 4, 2, 1),
@@ -76,10 +80,12 @@ class Odometry(nn.Module):
         self.enter = nn.Linear(_WIDTH + config.action_size + 1, _WIDTH)
         self.recur = nn.Linear(_RECENT, _WIDTH, bias=False)
         self.hidden = nn.Linear(_WIDTH, _WIDTH)
-        self.out = nn.Linear(_WIDTH, 2 * MOTION_SIZE, bias=False)
+        self.out = nn.Linear(_WIDTH, _OUTPUTS, bias=False)
         # In free space motion is close to linear in what it was and in the action.
-        self.out_action = nn.Linear(config.action_size, 2 * MOTION_SIZE)
-        self.out_recent = nn.Linear(_RECENT, 2 * MOTION_SIZE, bias=False)
+        self.out_action = nn.Linear(config.action_size, _OUTPUTS)
+        self.out_recent = nn.Linear(_RECENT, _OUTPUTS, bias=False)
+        for layer in (self.out, self.out_recent):
+            nn.init.zeros_(layer.weight)
 
     def initial_state(self, batch_size: int, device: torch.device) -> OdometryState:
         """That of the first frame of a dream: at rest, nothing seen before."""
@@ -118,12 +124,11 @@ class Odometry(nn.Module):
             Poses of the frames that the actions led to, ``[B, T, 4]``, and the state of the last of them.
         """
         looked = self.look(state, frames, actions)
-        corrections, motions, recent = self.motions(state, looked)
-        poses = []
-        for correction, motion in zip(corrections.unbind(1), motions.unbind(1), strict=True):
-            pose = moved(moved(pose, correction), motion)
-            poses.append(pose)
-        return torch.stack(poses, dim=1), torch.cat([recent, torch.ones_like(recent[:, :1]), looked.views[:, -1]], -1)
+        weights = self._recurrent_weights()
+        poses, recent = odometry_scan(
+            *looked[:3], state[:, :_RECENT], pose, *weights, _MOTION_SCALE, backend=self.backend
+        )
+        return poses, torch.cat([recent, torch.ones_like(recent[:, :1]), looked.views[:, -1]], -1)
 
     def look(self, state: OdometryState, frames: ModelFrames, actions: Actions) -> Looked:
         """All that needs no recursion; arguments as of `follow`."""
@@ -138,25 +143,13 @@ class Odometry(nn.Module):
         return Looked(hidden, self.out_action(taken), has_previous, views.flatten(2))
 
     def motions(self, state: OdometryState, looked: Looked) -> tuple[Motions, Motions, Tensor]:
-        """The recursion.
+        """The recursion with gradients; see :func:`wm_gym.ops.odometry.odometry_motions`."""
+        return odometry_motions(*looked[:3], state[:, :_RECENT], *self._recurrent_weights(), _MOTION_SCALE)
 
-        Returns:
-            For each frame, how far its pose was off, seen from that pose, ``[B, T, 3]``; the motion from where it
-            really was to the next frame, ``[B, T, 3]``; and the recent motions at the end, ``[B, 6]``.
-        """
-        recent = state[:, :_RECENT]
-        corrections, motions = [], []
-        for t in range(looked.hidden.shape[1]):
-            inputs = recent * _MOTION_SCALE
-            x = F.silu(self.hidden(F.silu(looked.hidden[:, t] + self.recur(inputs))))
-            change = (looked.out[:, t] + self.out(x) + self.out_recent(inputs)) / _MOTION_SCALE
-            correction, motion = change.split(MOTION_SIZE, dim=-1)
-            correction = correction * looked.has_previous[:, t]
-            # The frame's own correction is to its pose, not to the motion to it: the same up to a small rotation.
-            recent = torch.cat([motion, recent[:, :MOTION_SIZE] + correction], dim=-1)
-            corrections.append(correction)
-            motions.append(motion)
-        return torch.stack(corrections, dim=1), torch.stack(motions, dim=1), recent
+    def _recurrent_weights(self) -> tuple[Tensor, ...]:
+        layers = self.recur, self.hidden, self.out, self.out_recent
+        recur, inner, last, last_recent = (layer.weight for layer in layers)
+        return recur, inner, self.hidden.bias, last, last_recent
 
     def given(self, state: OdometryState, poses: Poses) -> OdometryState:
         """The state after poses that were given, without a look at the frames: they need no making up for.
