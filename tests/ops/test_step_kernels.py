@@ -64,6 +64,7 @@ def calls(batch: int) -> list[tuple[Any, dict[str, Any]]]:
 def test_kernels_compile_for_an_h200_and_hardly_spill(batch: int) -> None:
     from tests.ops.compiled import compile_launch, launches_of
 
+    sines = ("_noise_kernel", "_odometry_scan_kernel")
     for function, arguments in calls(batch):
         launches = launches_of(function, **arguments)
         assert launches, function.__name__
@@ -72,7 +73,7 @@ def test_kernels_compile_for_an_h200_and_hardly_spill(batch: int) -> None:
             # Two words may be parked. The sine's reduction of huge angles, which never happen, keeps a table there.
             # A limit of registers that parks more pays where it lets another program onto the multiprocessor.
             allowed = 128 if launch.arguments.get("maxnreg") else 8
-            assert taken.stack <= allowed or str(launch) == "_noise_kernel", f"{launch} at batch {batch} spills"
+            assert taken.stack <= allowed or str(launch) in sines, f"{launch} at batch {batch} spills"
             assert taken.shared <= SHARED_BYTES_OF_AN_H200, f"{launch} at batch {batch}"
 
 
