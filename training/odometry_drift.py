@@ -58,8 +58,8 @@ def _errors(
     frames = spoilt(frames, fraction, generator)[:, :-1]
     true = relative_to_first(walks.pose[rows, part].to(device))
     state = odometry.initial_state(len(frames), device)
-    corrections, motions, _ = odometry.motions(state, odometry.look(state, frames, actions))
-    poses = follow_motions(true[:, 0], corrections, motions)
+    changes, motions, recent = odometry.motions(state, odometry.look(state, frames, actions))
+    poses = follow_motions(true[:, 0], torch.zeros_like(recent), changes, motions)
     real = motion_between(true[:, :-1], true[:, 1:])
     # After some steps: nothing tells how fast the agent is when it is first seen.
     settled = (real - motions)[:, 5:]

@@ -113,14 +113,15 @@ def odometry_case(draw: Draw, batch: int = 3, length: int = 5, width: int = 16) 
     has_previous[0, 0] = 0
     return {
         "hidden": draw(batch, length, width),
-        "out": draw(batch, length, 9),
+        "out": draw(batch, length, 6, scale=0.3),
+        "seen": draw(batch, length, 3, scale=0.2),
         "has_previous": has_previous,
         "recent": draw(batch, 6, scale=0.2),
         "pose": torch.cat([draw(batch, 2), angle.cos(), angle.sin()], dim=1),
         "recur": draw(width, 6, scale=0.3),
         "inner": draw(width, width, scale=width**-0.5),
         "inner_bias": draw(width, scale=0.3),
-        "last": draw(9, width, scale=width**-0.5),
-        "last_recent": draw(9, 6, scale=0.1),
+        "last": draw(6, width, scale=width**-0.5),
+        "last_recent": draw(6, 6, scale=0.1),
         "scale": 5.0,
     }

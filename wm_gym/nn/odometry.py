@@ -23,9 +23,10 @@ from wm_gym.poses import MOTION_SIZE, motion_between
 _CHANNELS = (16, 24, 16)  # of the convolutions over one frame; the last is what is kept of the frame before
 _PAIR_CHANNELS = (48, 64)  # of those over two frames
 _WIDTH = 64
+_FIRST_TRUST = -2.0  # logit; eyes have to be trained before they are of use
 _MOTION_SCALE = 5.0  # motions are fractions of a cell and of a radian; inputs should be of order 1
 _RECENT = 2 * MOTION_SIZE  # numbers in the two motions that are remembered
-_OUTPUTS = 3 * MOTION_SIZE  # a correction, its gate and a motion
+_OUTPUTS = 2 * MOTION_SIZE  # how far to trust the eyes, and a motion
 
 
 class Looked(NamedTuple):
@@ -33,13 +34,15 @@ class Looked(NamedTuple):
 
     Attributes:
         hidden: input of the first recurrent layer from frames and actions, ``[B, T, width]``.
-        out: input of the last one from actions, ``[B, T, 9]``.
+        out: input of the last one from actions, ``[B, T, 6]``.
+        seen: the motion to each frame as it looks beside the frame before, ``[B, T, 3]``.
         has_previous: 1 where there is a frame before, ``[B, T, 1]``.
         views: what is kept of each frame for the next one, ``[B, T, V]``.
     """
 
     hidden: Tensor
     out: Tensor
+    seen: Motions
     has_previous: Tensor
     views: Tensor
 
@@ -84,8 +87,12 @@ class Odometry(nn.Module):
         # In free space motion is close to linear in what it was and in the action.
         self.out_action = nn.Linear(config.action_size, _OUTPUTS)
         self.out_recent = nn.Linear(_RECENT, _OUTPUTS, bias=False)
-        for layer in (self.out, self.out_recent):
-            nn.init.zeros_(layer.weight)
+        self.seen = nn.Linear(_WIDTH, MOTION_SIZE)
+        with torch.no_grad():
+            for layer in (self.out, self.out_recent, self.out_action, self.seen):
+                for parameter in layer.parameters():
+                    parameter.mul_(0.1)
+            self.out_action.bias[:MOTION_SIZE] = _FIRST_TRUST
 
     def initial_state(self, batch_size: int, device: torch.device) -> OdometryState:
         """That of the first frame of a dream: at rest, nothing seen before."""
@@ -124,11 +131,12 @@ class Odometry(nn.Module):
             Poses of the frames that the actions led to, ``[B, T, 4]``, and the state of the last of them.
         """
         looked = self.look(state, frames, actions)
+        hidden, out, seen, has_previous, views = looked
         weights = self._recurrent_weights()
         poses, recent = odometry_scan(
-            *looked[:3], state[:, :_RECENT], pose, *weights, _MOTION_SCALE, backend=self.backend
+            hidden, out, seen, has_previous, state[:, :_RECENT], pose, *weights, _MOTION_SCALE, backend=self.backend
         )
-        return poses, torch.cat([recent, torch.ones_like(recent[:, :1]), looked.views[:, -1]], -1)
+        return poses, torch.cat([recent, torch.ones_like(recent[:, :1]), views[:, -1]], -1)
 
     def look(self, state: OdometryState, frames: ModelFrames, actions: Actions) -> Looked:
         """All that needs no recursion; arguments as of `follow`."""
@@ -140,13 +148,17 @@ class Odometry(nn.Module):
         has_previous = torch.cat([state[:, None, _RECENT : _RECENT + 1], state.new_ones(batch, length - 1, 1)], dim=1)
         taken = self._numbers(actions)
         hidden = self.enter(torch.cat([compared, taken, has_previous], dim=-1))
-        return Looked(hidden, self.out_action(taken), has_previous, views.flatten(2))
+        seen = self.seen(compared)
+        return Looked(hidden, self.out_action(taken), seen, has_previous, views.flatten(2))
 
     def motions(self, state: OdometryState, looked: Looked) -> tuple[Motions, Motions, Tensor]:
         """The recursion with gradients; see :func:`wm_gym.ops.odometry.odometry_motions`."""
-        return odometry_motions(*looked[:3], state[:, :_RECENT], *self._recurrent_weights(), _MOTION_SCALE)
+        hidden, out, seen, has_previous, _ = looked
+        return odometry_motions(
+            hidden, out, seen, has_previous, state[:, :_RECENT], *self._recurrent_weights(), _MOTION_SCALE
+        )
 
-    def _recurrent_weights(self) -> tuple[Tensor, ...]:
+    def _recurrent_weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         layers = self.recur, self.hidden, self.out, self.out_recent
         recur, inner, last, last_recent = (layer.weight for layer in layers)
         return recur, inner, self.hidden.bias, last, last_recent

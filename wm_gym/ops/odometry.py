@@ -8,12 +8,13 @@ from torch import Tensor
 
 from wm_gym.array_typing import Motions, Pose, Poses
 from wm_gym.ops.step import Backend, uses_triton
-from wm_gym.poses import MOTION_SIZE, moved
+from wm_gym.poses import MOTION_SIZE, motion_between, moved
 
 
 def odometry_scan(
     hidden: Tensor,
     out: Tensor,
+    seen: Motions,
     has_previous: Tensor,
     recent: Tensor,
     pose: Pose,
@@ -30,14 +31,15 @@ def odometry_scan(
 
     Args:
         hidden: what frames and actions contribute to the first hidden layer, ``[B, T, width]``.
-        out: what actions contribute to the outputs, ``[B, T, 9]``: a correction of the frame's pose, the logits of its
-            gate, and the motion to the next frame.
-        has_previous: 0 where there is nothing to correct by, else 1, ``[B, T, 1]``.
+        out: what actions contribute to the outputs, ``[B, T, 6]``: logits of how far to trust the eyes, and the motion
+            to the next frame.
+        seen: the motion to each frame as it looks, ``[B, T, 3]``.
+        has_previous: 0 where nothing was seen, else 1, ``[B, T, 1]``.
         recent: the motion to the first frame and the one before it, ``[B, 6]``.
         pose: of the first frame, ``[B, 4]``.
         recur, inner, inner_bias, last, last_recent: weights ``[width, 6]``, ``[width, width]``, ``[width]``,
-            ``[9, width]``, ``[9, 6]``.
-        scale: by which motions are multiplied within the network.
+            ``[6, width]``, ``[6, 6]``.
+        scale: by which recent motions are multiplied before they enter the network.
 
     Returns:
         Poses ``[B, T, 4]`` and the recent motions at the end ``[B, 6]``.
@@ -46,14 +48,15 @@ def odometry_scan(
     if uses_triton(hidden.device, backend):
         from wm_gym.ops.triton.odometry_scan import odometry_scan as kernel
 
-        return kernel(hidden, out, has_previous, recent, pose, *weights, scale)
-    corrections, motions, recent = odometry_motions(hidden, out, has_previous, recent, *weights, scale)
-    return follow_motions(pose, corrections, motions), recent
+        return kernel(hidden, out, seen, has_previous, recent, pose, *weights, scale)
+    changes, motions, new_recent = odometry_motions(hidden, out, seen, has_previous, recent, *weights, scale)
+    return follow_motions(pose, recent, changes, motions), new_recent
 
 
 def odometry_motions(
     hidden: Tensor,
     out: Tensor,
+    seen: Motions,
     has_previous: Tensor,
     recent: Tensor,
     recur: Tensor,
@@ -66,27 +69,37 @@ def odometry_motions(
     """Arguments as of `odometry_scan`.
 
     Returns:
-        For each frame, how far its pose was off, seen from that pose, ``[B, T, 3]``; the motion from where it really
-        was to the next frame, ``[B, T, 3]``; and the recent motions at the end, ``[B, 6]``.
+        What is added to the motion that was predicted to lead to each frame, now that it is seen, ``[B, T, 3]``; the
+        motion that is predicted to lead to the next one, ``[B, T, 3]``; and the recent motions at the end, ``[B, 6]``.
     """
-    corrections, motions = [], []
+    changes, motions = [], []
     for t in range(hidden.shape[1]):
         inputs = recent * scale
         x = F.silu(F.linear(F.silu(hidden[:, t] + F.linear(inputs, recur)), inner, inner_bias))
         outputs = out[:, t] + F.linear(x, last) + F.linear(inputs, last_recent)
-        correction, gate, motion = outputs.split(MOTION_SIZE, dim=-1)
-        # Motion in free space is known better than it is seen; where something was hit there is much to put right.
-        correction = correction * gate.sigmoid() * has_previous[:, t] / scale
-        motion = motion / scale
-        # The correction is to the frame's pose, not to the motion to it: the same up to a small rotation.
-        recent = torch.cat([motion, recent[:, :MOTION_SIZE] + correction], dim=-1)
-        corrections.append(correction)
+        gate, motion = outputs.split(MOTION_SIZE, dim=-1)
+        # As a Kalman filter: in free space motion is known better than it is seen, where something was hit it is not.
+        change = gate.sigmoid() * (seen[:, t] - recent[:, :MOTION_SIZE]) * has_previous[:, t]
+        # Each motion is to be right whatever came before, so no gradients go back in time, where they would grow.
+        recent = torch.cat([motion, recent[:, :MOTION_SIZE] + change], dim=-1).detach()
+        changes.append(change)
         motions.append(motion)
-    return torch.stack(corrections, dim=1), torch.stack(motions, dim=1), recent
+    return torch.stack(changes, dim=1), torch.stack(motions, dim=1), recent
 
 
-def follow_motions(pose: Pose, corrections: Motions, motions: Motions) -> Poses:
-    """The poses ``[B, T, 4]`` that corrections and motions ``[B, T, 3]`` lead to from a pose ``[B, 4]``."""
+def follow_motions(pose: Pose, recent: Tensor, changes: Motions, motions: Motions) -> Poses:
+    """Poses of the frames that follow T frames, from what `odometry_motions` says of these.
+
+    Args:
+        pose: of the first of the T frames, to which the first of the motions in ``recent`` ``[B, 6]`` led, ``[B, 4]``.
+        changes, motions: ``[B, T, 3]``.
+
+    Returns:
+        ``[B, T, 4]``.
+    """
+    led = torch.cat([recent[:, None, :MOTION_SIZE], motions[:, :-1]], dim=1)
+    origin = torch.tensor([0.0, 0.0, 1.0, 0.0], device=pose.device).expand(*led.shape[:2], -1)
+    corrections = motion_between(moved(origin, led), moved(origin, led + changes))
     poses = []
     for correction, motion in zip(corrections.unbind(1), motions.unbind(1), strict=True):
         pose = moved(moved(pose, correction), motion)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wm_gym.ops.triton.launch import next_power_of_two
 
-_OUTPUT_TILE = 16  # covers the nine outputs
+_OUTPUT_TILE = 16  # covers the six outputs, and what else there are few of
 
 
 @triton.jit
@@ -39,6 +39,7 @@ def _moved(x, y, cos, sin, forward, left, turn):
 def _odometry_scan_kernel(
     hidden,
     out,
+    seen,
     has_previous,
     recent,
     pose,
@@ -59,13 +60,13 @@ def _odometry_scan_kernel(
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, WIDTH_TILE)
     output = tl.arange(0, OUTPUT_TILE)
-    seen, told = column < WIDTH, output < OUTPUTS
+    wide, told = column < WIDTH, output < OUTPUTS
     number = tl.arange(0, 8)
     kept = number < 6
-    w_recur = tl.load(recur + column[:, None] * 6 + number[None, :], seen[:, None] & kept[None, :], 0.0)
-    w_inner = tl.load(inner + column[:, None] * WIDTH + column[None, :], seen[:, None] & seen[None, :], 0.0)
-    b_inner = tl.load(inner_bias + column, seen, 0.0)
-    w_last = tl.load(last + output[:, None] * WIDTH + column[None, :], told[:, None] & seen[None, :], 0.0)
+    w_recur = tl.load(recur + column[:, None] * 6 + number[None, :], wide[:, None] & kept[None, :], 0.0)
+    w_inner = tl.load(inner + column[:, None] * WIDTH + column[None, :], wide[:, None] & wide[None, :], 0.0)
+    b_inner = tl.load(inner_bias + column, wide, 0.0)
+    w_last = tl.load(last + output[:, None] * WIDTH + column[None, :], told[:, None] & wide[None, :], 0.0)
     w_recent = tl.load(last_recent + output[:, None] * 6 + number[None, :], told[:, None] & kept[None, :], 0.0)
     now = tl.load(recent + row * 6 + number, kept, 0.0)
     x, y = tl.load(pose + row * 4), tl.load(pose + row * 4 + 1)
@@ -73,23 +74,26 @@ def _odometry_scan_kernel(
     for t in range(length):
         place = row * length + t
         inputs = now * scale
-        h = tl.load(hidden + place * WIDTH + column, seen, 0.0) + tl.sum(w_recur * inputs[None, :], axis=1)
+        h = tl.load(hidden + place * WIDTH + column, wide, 0.0) + tl.sum(w_recur * inputs[None, :], axis=1)
         h = h * _sigmoid(h)
         h = tl.sum(w_inner * h[None, :], axis=1) + b_inner
         h = h * _sigmoid(h)
         o = tl.load(out + place * OUTPUTS + output, told, 0.0)
         o += tl.sum(w_last * h[None, :], axis=1) + tl.sum(w_recent * inputs[None, :], axis=1)
-        weight = tl.load(has_previous + place) / scale
-        forward = _at(o, 0, OUTPUT_TILE) * _sigmoid(_at(o, 3, OUTPUT_TILE)) * weight
-        left = _at(o, 1, OUTPUT_TILE) * _sigmoid(_at(o, 4, OUTPUT_TILE)) * weight
-        turn = _at(o, 2, OUTPUT_TILE) * _sigmoid(_at(o, 5, OUTPUT_TILE)) * weight
-        next_forward, next_left = _at(o, 6, OUTPUT_TILE) / scale, _at(o, 7, OUTPUT_TILE) / scale
-        next_turn = _at(o, 8, OUTPUT_TILE) / scale
-        x, y, cos, sin = _moved(x, y, cos, sin, forward, left, turn)
+        weight = tl.load(has_previous + place)
+        was_forward, was_left, was_turn = _at(now, 0, 8), _at(now, 1, 8), _at(now, 2, 8)
+        forward = _sigmoid(_at(o, 0, OUTPUT_TILE)) * (tl.load(seen + place * 3) - was_forward) * weight
+        left = _sigmoid(_at(o, 1, OUTPUT_TILE)) * (tl.load(seen + place * 3 + 1) - was_left) * weight
+        turn = _sigmoid(_at(o, 2, OUTPUT_TILE)) * (tl.load(seen + place * 3 + 2) - was_turn) * weight
+        next_forward, next_left, next_turn = _at(o, 3, OUTPUT_TILE), _at(o, 4, OUTPUT_TILE), _at(o, 5, OUTPUT_TILE)
+        # The change is to the motion to this frame; the pose moves by it as seen from the frame.
+        led_cos, led_sin = tl.cos(was_turn), tl.sin(was_turn)
+        ahead, aside = led_cos * forward + led_sin * left, led_cos * left - led_sin * forward
+        x, y, cos, sin = _moved(x, y, cos, sin, ahead, aside, turn)
         x, y, cos, sin = _moved(x, y, cos, sin, next_forward, next_left, next_turn)
-        before = tl.where(number == 3, _at(now, 0, 8) + forward, 0.0)
-        before = tl.where(number == 4, _at(now, 1, 8) + left, before)
-        before = tl.where(number == 5, _at(now, 2, 8) + turn, before)
+        before = tl.where(number == 3, was_forward + forward, 0.0)
+        before = tl.where(number == 4, was_left + left, before)
+        before = tl.where(number == 5, was_turn + turn, before)
         now = tl.where(number == 0, next_forward, before)
         now = tl.where(number == 1, next_left, now)
         now = tl.where(number == 2, next_turn, now)
@@ -103,6 +107,7 @@ def _odometry_scan_kernel(
 def odometry_scan(
     hidden: Tensor,
     out: Tensor,
+    seen: Tensor,
     has_previous: Tensor,
     recent: Tensor,
     pose: Tensor,
@@ -116,7 +121,7 @@ def odometry_scan(
     """Kernel of :func:`wm_gym.ops.odometry.odometry_scan`."""
     batch, length, width = hidden.shape
     poses, new_recent = hidden.new_empty(batch, length, 4), hidden.new_empty(batch, 6)
-    tensors = (hidden, out, has_previous, recent, pose, recur, inner, inner_bias, last, last_recent)
+    tensors = (hidden, out, seen, has_previous, recent, pose, recur, inner, inner_bias, last, last_recent)
     _odometry_scan_kernel[(batch,)](
         *(tensor.contiguous() for tensor in tensors),
         poses,
