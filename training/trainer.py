@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
+from training.carried import CarriedPass
 from training.dataset import Batch, EpisodeDataset
 from training.distributed import Processes
 from training.losses import ClassWeights, Metrics, world_model_loss
@@ -18,6 +19,7 @@ from training.muon import MuonAdamW
 from training.provenance import command_arguments, provenance, seed_ranges
 from training.recipes import Recipe, Stage
 from training.run_state import RunState
+from training.stochastic_depth import dropped_attention
 from wm_gym.checkpoint import load_checkpoint, save_checkpoint
 from wm_gym.nn.backbone import fused_kernels_fit
 from wm_gym.world_model import WorldModel, WorldModelConfig
@@ -108,6 +110,26 @@ def prepare_gpu(model: WorldModel, compile_parts: bool) -> None:
         layer.compile(dynamic=False)
 
 
+def segment_loss(
+    state: RunState, batch: Batch, recipe: Recipe, stage: Stage, weights: ClassWeights, processes: Processes
+) -> tuple[Tensor, Metrics]:
+    """`world_model_loss`, by the pass and with the further loss that the recipe asks for."""
+    model, generator = state.model, state.noise_generator
+    assert isinstance(model, WorldModel)
+    if not recipe.carried_frames:
+        return world_model_loss(model, batch, recipe.loss, generator, weights, stage.self_context, processes.mean)
+    weight = recipe.state_reconstruction
+    carried = CarriedPass(model, recipe.carried_frames, generator, weight > 0, recipe.loss.min_frame_level)
+    loss, metrics = world_model_loss(
+        cast(WorldModel, carried), batch, recipe.loss, generator, weights, stage.self_context, processes.mean
+    )
+    if weight == 0:
+        return loss, metrics
+    reconstruction = carried.reconstruction_loss()
+    shown = torch.stack([reconstruction.detach(), torch.ones_like(reconstruction)])
+    return loss + weight * reconstruction, metrics | {"state_reconstruction": shown}
+
+
 def train_step(
     state: RunState,
     batch: Batch,
@@ -122,11 +144,10 @@ def train_step(
     assert isinstance(model, WorldModel)
     parameters = list(model.parameters())
     state.optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(processes.device.type, torch.bfloat16, enabled=processes.device.type == "cuda"):
-        loss, metrics = world_model_loss(
-            model, batch, recipe.loss, state.noise_generator, weights, stage.self_context, processes.mean
-        )
-    loss.backward()
+    with dropped_attention(model, recipe.attention_drop, len(batch.frames), state.noise_generator):
+        with torch.autocast(processes.device.type, torch.bfloat16, enabled=processes.device.type == "cuda"):
+            loss, metrics = segment_loss(state, batch, recipe, stage, weights, processes)
+        loss.backward()
     processes.average_gradients(parameters)
     norm = nn.utils.clip_grad_norm_(parameters, recipe.clip_norm, foreach=True)
     for group in state.optimizer.param_groups:

@@ -15,6 +15,7 @@ K  blocks of a frame in one layer
 L  tokens in one scanned sequence
 h, d  heads and their dimension
 s  dimension of the SSM state
+g  groups of consecutive heads that share what writes to a state and what reads from it
 
 "Frames" are uint8, channels last, 0..255. "ModelFrames" are float, channels first, -1..1; see :mod:`wm_gym.codec`.
 """
@@ -46,7 +47,7 @@ TerminationLogits = Float[Tensor, "B T"]
 
 ScanInput = Float[Tensor, "sequences L h d"]
 ScanStep = Float[Tensor, "sequences L h"]
-ScanProjection = Float[Tensor, "sequences L s"]
+ScanProjection = Float[Tensor, "sequences L g s"]
 ScanState = Float[Tensor, "sequences h d s"]
 
 Heads = Float[Tensor, "B T N h d"]

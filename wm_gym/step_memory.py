@@ -73,14 +73,13 @@ class StepMemory:
             self._parts.append(part)
             return part
 
-        channels = c.expand * c.width + 2 * c.state_dim
         head_dim = c.width // c.num_attention_heads
         scan: dict[int, tuple[Tensor, Tensor]] = {}
         for size in sorted(set(c.block_sizes)):
             count, blocks = c.block_sizes.count(size), c.num_tokens // size**2
             scan[size] = (
                 buffer(count, blocks, c.num_scan_heads, c.head_dim, c.state_dim, dtype=state_dtype),
-                buffer(count, blocks, CONV_TAPS - 1, channels),
+                buffer(count, blocks, CONV_TAPS - 1, c.num_scan_channels),
             )
         rings = buffer(len(c.block_sizes), c.window, c.num_tokens, 2, c.num_attention_heads, head_dim)
         layers = []

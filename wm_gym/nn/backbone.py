@@ -101,7 +101,6 @@ class Backbone(nn.Module):
     def initial_layers(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> tuple[LayerState, ...]:
         """Empty memories; ``dtype`` is that of activations, SSM states are float32."""
         c = self.config
-        inner = c.num_scan_heads * c.head_dim
         states = []
         for size in c.block_sizes:
             blocks = c.num_tokens // size**2
@@ -109,7 +108,7 @@ class Backbone(nn.Module):
             states.append(
                 LayerState(
                     torch.zeros(batch_size, blocks, c.num_scan_heads, c.head_dim, c.state_dim, device=device),
-                    torch.zeros(batch_size, blocks, CONV_TAPS - 1, inner + 2 * c.state_dim, device=device, dtype=dtype),
+                    torch.zeros(batch_size, blocks, CONV_TAPS - 1, c.num_scan_channels, device=device, dtype=dtype),
                     torch.zeros(kv_shape, device=device, dtype=dtype),
                 )
             )

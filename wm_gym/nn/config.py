@@ -113,6 +113,11 @@ class WorldModelConfig:
     def num_scan_heads(self) -> int:
         return self.expand * self.width // self.head_dim
 
+    @property
+    def num_scan_channels(self) -> int:
+        """Convolved channels of a layer's scan: x, then B of all groups, then C of all groups."""
+        return self.expand * self.width + 2 * self.num_scan_groups * self.state_dim
+
     def to_dict(self) -> dict[str, Any]:
         """The configuration as JSON types."""
         return {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
