@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wm_gym.array_typing import Action, Actions, ModelFrame, ModelFrames, Motions, OdometryState, Pose, Poses
 from wm_gym.nn.config import WorldModelConfig
-from wm_gym.ops.odometry import odometry_motions, odometry_scan
+from wm_gym.ops.odometry import odometry_motions, odometry_scan, origin_pose
 from wm_gym.ops.step import Backend
 from wm_gym.poses import MOTION_SIZE, motion_between
 
@@ -117,7 +117,7 @@ class Odometry(nn.Module):
 
     def first_pose(self, batch_size: int, device: torch.device) -> Pose:
         """The pose of the first frame of a dream, from which all others are seen."""
-        return torch.tensor([0.0, 0.0, 1.0, 0.0], device=device).expand(batch_size, -1)
+        return origin_pose((batch_size,), device)
 
     def follow(
         self, state: OdometryState, frames: ModelFrames, actions: Actions, pose: Pose

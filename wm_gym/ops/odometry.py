@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from wm_gym.array_typing import Motions, Pose, Poses
 from wm_gym.ops.step import Backend, uses_triton
-from wm_gym.poses import MOTION_SIZE, motion_between, moved
+from wm_gym.poses import MOTION_SIZE, POSE_SIZE, motion_between, moved
 
 
 def odometry_scan(
@@ -87,6 +89,13 @@ def odometry_motions(
     return torch.stack(changes, dim=1), torch.stack(motions, dim=1), recent
 
 
+def origin_pose(shape: Sequence[int], device: torch.device) -> Tensor:
+    """The pose that others are seen from, ``[*shape, 4]``; made on the device, so that a CUDA graph may hold it."""
+    pose = torch.zeros(*shape, POSE_SIZE, device=device)
+    pose[..., 2] = 1
+    return pose
+
+
 def follow_motions(pose: Pose, recent: Tensor, changes: Motions, motions: Motions) -> Poses:
     """Poses of the frames that follow T frames, from what `odometry_motions` says of these.
 
@@ -98,7 +107,7 @@ def follow_motions(pose: Pose, recent: Tensor, changes: Motions, motions: Motion
         ``[B, T, 4]``.
     """
     led = torch.cat([recent[:, None, :MOTION_SIZE], motions[:, :-1]], dim=1)
-    origin = torch.tensor([0.0, 0.0, 1.0, 0.0], device=pose.device).expand(*led.shape[:2], -1)
+    origin = origin_pose(led.shape[:2], pose.device)
     corrections = motion_between(moved(origin, led), moved(origin, led + changes))
     poses = []
     for correction, motion in zip(corrections.unbind(1), motions.unbind(1), strict=True):
