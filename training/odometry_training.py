@@ -27,9 +27,9 @@ class OdometryTraining:
 
     steps: int = 6000  # at most; 0 trains nothing
     minutes: float | None = None  # ends before, with the whole schedule of the learning rate
-    batch_size: int = 128  # windows per step
-    length: int = 33  # frames of a window; the first is read like that of a dream, with nothing before it
-    learning_rate: float = 2e-3
+    batch_size: int = 256  # windows per step
+    length: int = 17  # frames of a window; the first is read like that of a dream, with nothing before it
+    learning_rate: float = 3e-3
     spoilt_fraction: float = 0.5  # of the windows, blurred and noisy as dreams are
     seed: int = 0
 
