@@ -133,7 +133,7 @@ def test_a_step_graph_tells_the_poses_of_the_models_step(num_denoising_steps, ov
     frames = model_to_frames(_pending(given).frame)
     none = torch.zeros(BATCH, 0, dtype=torch.int64) if not action else torch.zeros(BATCH, 0, 2)
     state = model.prefill(model.initial_state(BATCH), frames[:, None], none)
-    graph, parted = loaded(model, state, num_denoising_steps=num_denoising_steps), 0
+    graph = loaded(model, state, num_denoising_steps=num_denoising_steps)
     for t in range(10):
         taken = some_actions(model, BATCH, t)
         noise = frame_noise(KEYS, torch.full((BATCH,), t), (c.frame_channels, c.frame_height, c.frame_width))
@@ -143,11 +143,11 @@ def test_a_step_graph_tells_the_poses_of_the_models_step(num_denoising_steps, ov
         output = graph.step(taken, pose)
         torch.testing.assert_close(output.model_frame, expected.frame, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(pose_of(graph.state()), pose_of(state), rtol=1e-4, atol=1e-5)
-        if not torch.equal(output.frame, model_to_frames(expected.frame)):
-            parted += 1  # half-way between two grey levels
+        rounded = model_to_frames(expected.frame)
+        assert (output.frame.int() - rounded.int()).abs().max() <= 1
+        if not torch.equal(output.frame, rounded):  # a value half-way between two grey levels
             graph.load(state)
         assert_same_state(graph.state(), state, 1e-4)
-    assert parted <= 3
 
 
 def without_poses(model: WorldModel) -> WorldModel:

@@ -12,6 +12,7 @@ from training.odometry_training import spoilt
 from training.rollouts import Rollouts
 from wm_gym.codec import frames_to_model
 from wm_gym.nn.odometry import Odometry
+from wm_gym.ops.odometry import follow_motions
 from wm_gym.poses import motion_between, relative_to_first
 
 ROWS = 8  # walks at a time; bounds the memory
@@ -57,8 +58,8 @@ def _errors(
     frames = spoilt(frames, fraction, generator)[:, :-1]
     true = relative_to_first(walks.pose[rows, part].to(device))
     state = odometry.initial_state(len(frames), device)
-    poses, _ = odometry.follow(state, frames, actions, true[:, 0])
-    motions = odometry.motions(state, odometry.look(state, frames, actions))[1]
+    changes, motions, recent = odometry.motions(state, odometry.look(state, frames, actions))
+    poses = follow_motions(true[:, 0], torch.zeros_like(recent), changes, motions)
     real = motion_between(true[:, :-1], true[:, 1:])
     # After some steps: nothing tells how fast the agent is when it is first seen.
     settled = (real - motions)[:, 5:]

@@ -12,12 +12,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.dataset import EpisodeDataset
-from wm_gym.array_typing import ModelFrames, Motions
+from wm_gym.array_typing import ModelFrames
 from wm_gym.codec import frames_to_model
 from wm_gym.nn.odometry import Odometry
-from wm_gym.poses import motion_between, moved
+from wm_gym.poses import motion_between
 
-ERROR_SCALE = 0.01  # cells and radians; errors that are much larger count in proportion, not squared
+ERROR_SCALE = 0.005  # cells and radians; errors that are much larger count in proportion, not squared
 WARM_UP = 0.02  # of the training
 
 
@@ -27,9 +27,9 @@ class OdometryTraining:
 
     steps: int = 6000  # at most; 0 trains nothing
     minutes: float | None = None  # ends before, with the whole schedule of the learning rate
-    batch_size: int = 128  # windows per step
-    length: int = 33  # frames of a window; the first is read like that of a dream, with nothing before it
-    learning_rate: float = 2e-3
+    batch_size: int = 256  # windows per step
+    length: int = 17  # frames of a window; the first is read like that of a dream, with nothing before it
+    learning_rate: float = 3e-3
     spoilt_fraction: float = 0.5  # of the windows, blurred and noisy as dreams are
     seed: int = 0
 
@@ -68,7 +68,7 @@ def _progress(step: int, training: OdometryTraining, begin: float) -> float:
 
 
 def odometry_loss(odometry: Odometry, frames: ModelFrames, actions: Tensor, poses: Tensor) -> Tensor:
-    """Errors of predicted motions and of what is said of them afterwards, in units of `ERROR_SCALE`.
+    """Errors of predicted motions, of motions as they look and of what is made of both, in units of `ERROR_SCALE`.
 
     Args:
         frames: ``[B, T, C, H, W]``.
@@ -76,30 +76,30 @@ def odometry_loss(odometry: Odometry, frames: ModelFrames, actions: Tensor, pose
         poses: ``[B, T, 4]``, true ones.
     """
     state = odometry.initial_state(len(frames), frames.device)
-    corrections, motions, _ = odometry.motions(state, odometry.look(state, frames[:, :-1], actions))
+    looked = odometry.look(state, frames[:, :-1], actions)
+    changes, motions, _ = odometry.motions(state, looked)
     true = motion_between(poses[:, :-1], poses[:, 1:])
-    # What was predicted of the way to a frame is put right with the frame itself, one step later.
-    needed = motion_between(_moved_once(motions), _moved_once(true))[:, :-1]
-    residual = (needed.detach() - corrections[:, 1:]) / ERROR_SCALE
     predicted = (true - motions) / ERROR_SCALE
+    # What is left of it once the frame is seen.
+    residual = predicted[:, :-1].detach() - changes[:, 1:] / ERROR_SCALE
+    seen = (true[:, :-1] - looked.seen[:, 1:]) / ERROR_SCALE
     # Errors that cancel over a window do not make a path drift; those that add up do.
     drift = residual.sum(1) / residual.shape[1] ** 0.5
-    return sum(
-        (F.huber_loss(error, torch.zeros_like(error)) for error in (residual, predicted, drift)), frames.new_zeros(())
-    )
+    errors = (residual, predicted, seen, drift)
+    return torch.stack([_cost(error) for error in errors]).sum()
 
 
-def _moved_once(motions: Motions) -> Tensor:
-    """Where a motion leads from the origin, ``[B, T, 4]``."""
-    origin = torch.tensor([0.0, 0.0, 1.0, 0.0], device=motions.device)
-    return moved(origin.expand(*motions.shape[:2], 4), motions)
+def _cost(error: Tensor) -> Tensor:
+    """Squares of small errors; of large ones the size, by which they are told apart, and in part their squares."""
+    return F.huber_loss(error, torch.zeros_like(error)) + F.huber_loss(error, torch.zeros_like(error), delta=20.0) / 10
 
 
 def spoilt(frames: ModelFrames, fraction: float, generator: torch.Generator) -> ModelFrames:
     """Windows ``[B, T, C, H, W]``, a fraction of them blurred and with noise, each as strongly as it is drawn."""
     draw = torch.rand(3, len(frames), 1, 1, 1, 1, generator=generator, device=frames.device)
-    chosen = (draw[0] < fraction).float()
-    size = 5
-    blurred = F.avg_pool2d(frames.flatten(0, 1), size, 1, size // 2, count_include_pad=False).view_as(frames)
-    noise = torch.randn(frames.shape, generator=generator, device=frames.device)
-    return frames + chosen * (draw[1] * (blurred - frames) + 0.2 * draw[2].square() * noise)
+    rows = (draw[0].flatten() < fraction).nonzero().flatten()
+    blur, noise = draw[1:, rows]
+    clear = frames[rows]
+    blurred = F.avg_pool2d(clear.flatten(0, 1), 5, 1, 2, count_include_pad=False).view_as(clear)
+    grain = torch.randn(clear.shape, generator=generator, device=frames.device)
+    return frames.index_copy(0, rows, clear + blur * (blurred - clear) + 0.2 * noise.square() * grain)

@@ -105,3 +105,24 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
     """Norm of the difference over the norm; infinite where the value is not finite."""
     error = (value.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30)
     return float(error) if bool(error.isfinite()) else math.inf
+
+
+def odometry_case(draw: Draw, batch: int = 3, length: int = 5, width: int = 16) -> dict[str, Any]:
+    """Arguments of ``odometry_scan``."""
+    angle = draw(batch, 1)
+    has_previous = torch.ones(batch, length, 1, device=draw.device)
+    has_previous[0, 0] = 0
+    return {
+        "hidden": draw(batch, length, width),
+        "out": draw(batch, length, 6, scale=0.3),
+        "seen": draw(batch, length, 3, scale=0.2),
+        "has_previous": has_previous,
+        "recent": draw(batch, 6, scale=0.2),
+        "pose": torch.cat([draw(batch, 2), angle.cos(), angle.sin()], dim=1),
+        "recur": draw(width, 6, scale=0.3),
+        "inner": draw(width, width, scale=width**-0.5),
+        "inner_bias": draw(width, scale=0.3),
+        "last": draw(6, width, scale=width**-0.5),
+        "last_recent": draw(6, 6, scale=0.1),
+        "scale": 5.0,
+    }

@@ -100,6 +100,7 @@ class StepGraph:
             self._odometry = None
             if model.odometry is not None:
                 self._odometry = copy.deepcopy(model.odometry).float().requires_grad_(False)
+                self._odometry.backend = self.backend
                 self._carried = torch.zeros_like(_there(self.memory.odometry))
             self.noise_keys = torch.zeros(batch_size, dtype=torch.int64, device=device)
             self.noise_counters = torch.zeros(batch_size, dtype=torch.int64, device=device)

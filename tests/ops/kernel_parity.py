@@ -17,10 +17,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.step_cases import Draw, adaln_case, attention_case, clone, relative_error, scan_case, upcast
+from training.step_cases import (
+    Draw,
+    adaln_case,
+    attention_case,
+    clone,
+    odometry_case,
+    relative_error,
+    scan_case,
+    upcast,
+)
 from wm_gym.ops import step
+from wm_gym.ops.odometry import odometry_scan
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if INTERPRETED:
+    import tests.ops.interpreter  # noqa: F401 (mends it)
 DEVICE = "cpu" if INTERPRETED else "cuda"
 F32, BF16 = torch.float32, torch.bfloat16
 DTYPES = [F32, BF16]
@@ -188,6 +200,19 @@ def test_frame_noise(shape: tuple[int, int, int]) -> None:
     assert guards.are_untouched()
     expected = step.frame_noise(keys.cpu(), counters.cpu(), shape, backend="plain")
     torch.testing.assert_close(noise, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("batch", "length", "width"), [(3, 1, 16), (1, 7, 16), (2, 3, 12)])
+def test_odometry_scan(batch: int, length: int, width: int) -> None:
+    case = odometry_case(Draw(DEVICE), batch, length, width)
+    expected = odometry_scan(**case, backend="plain")
+    guards = Guards()
+    case = guards.copy(case)
+    with guards.around_new_tensors():
+        poses, recent = odometry_scan(**case, backend="triton")
+    assert guards.are_untouched()
+    torch.testing.assert_close(poses, expected[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(recent, expected[1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("groups", "members"), [(1, 4), (2, 2), (4, 1)])

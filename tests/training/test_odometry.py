@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
 from tests.tiny import save_tiny_checkpoint, tiny_model
 from tests.toy_store import make_toy_store
+from training.dataset import Batch
 from training.odometry import main
 from training.odometry_drift import drift_figures
-from training.odometry_training import odometry_loss
+from training.odometry_training import ERROR_SCALE, OdometryTraining, odometry_loss, train_odometry
 from training.rollouts import Rollouts, read_rollouts
 from wm_gym.checkpoint import load_checkpoint
 from wm_gym.codec import frames_to_model
 from wm_gym.nn.config import WorldModelConfig
-from wm_gym.nn.odometry import Odometry
-from wm_gym.poses import motion_between
+from wm_gym.nn.odometry import Looked, Odometry
+from wm_gym.poses import motion_between, moved
 from wm_gym.world_model import WorldModel
 
 PLANAR: dict[str, Any] = {"pose_kind": "planar", "pose_size": 4}
@@ -68,42 +70,61 @@ def test_drift_is_the_distance_from_the_true_pose(store: Path, error: Any, cells
     assert figures["drift"]["40"]["degrees"]["median"] == pytest.approx(40 * degrees, abs=0.1)
 
 
-def test_a_correction_of_the_error_of_every_prediction_has_no_loss_of_its_own() -> None:
+def test_a_prediction_that_was_put_right_costs_less_than_one_that_was_not() -> None:
     """A walk straight on at a steady pace: only the first prediction, before the pace is known, is off."""
     length = 9
     poses = torch.zeros(1, length, 4)
     poses[..., 0], poses[..., 2] = torch.arange(length) * 0.3, 1.0
     frames, actions = torch.zeros(1, length, 3, 16, 16), torch.zeros(1, length - 1, dtype=torch.int64)
+    motions = torch.tensor([0.3, 0.0, 0.0]).repeat(1, length - 1, 1)
+    nothing = torch.zeros(1, length - 1, 1)
+    looked = Looked(nothing, nothing, motions.clone(), nothing, nothing)
+    motions[:, 0] = 0.0
     losses = []
-    for corrected in (True, False):
+    for change in (0.3, 0.0):
+        odometry, changes = Odometry(config()), torch.zeros_like(motions)
+        changes[:, 1, 0] = change
+        with (
+            mock.patch.object(odometry, "look", return_value=looked),
+            mock.patch.object(odometry, "motions", return_value=(changes, motions, torch.zeros(1, 6))),
+        ):
+            losses.append(odometry_loss(odometry, frames, actions, poses).item())
+    off = 0.3 / ERROR_SCALE - 0.5 + 20 * (0.3 / ERROR_SCALE - 10) / 10  # Huber's costs
+    assert losses[0] == pytest.approx(off / (3 * (length - 1)), rel=1e-3)
+    assert losses[1] > losses[0] + off / (3 * length)
+
+
+class Corridors:
+    """Walks of an agent that goes 0.25 cells forward or turns by 0.3 radians, and stands still before white walls."""
+
+    def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Batch:
+        actions = torch.randint(0, 3, (batch_size, length - 1), generator=generator)
+        wall = torch.rand(batch_size, length, generator=generator) < 0.5
+        motions = torch.zeros(batch_size, length - 1, 3)
+        motions[..., 0] = 0.25 * ((actions == 0) & ~wall[:, :-1])
+        motions[..., 2] = 0.3 * (actions == 1) - 0.3 * (actions == 2)
+        poses = [torch.tensor([0.0, 0.0, 1.0, 0.0]).expand(batch_size, 4)]
+        for motion in motions.unbind(1):
+            poses.append(moved(poses[-1], motion))
+        frames = (wall * 255).to(torch.uint8)[..., None, None, None].expand(-1, -1, 16, 16, 3)
+        nothing = torch.zeros(batch_size, length - 1)
+        return Batch(frames, actions, nothing, nothing.bool(), torch.stack(poses, 1))
+
+
+def test_odometry_learns_to_move_and_to_stop_at_walls() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         odometry = Odometry(config())
-        motions = torch.tensor([0.3, 0.0, 0.0]).repeat(1, length - 1, 1)
-        motions[:, 0] = 0.0
-        corrections = torch.zeros_like(motions)
-        corrections[:, 1, 0] = 0.3 if corrected else 0.0
-        odometry.motions = lambda *_, told=(corrections, motions): (*told, torch.zeros(1, 6))  # pyright: ignore[reportAttributeAccessIssue]
-        losses.append(odometry_loss(odometry, frames, actions, poses).item())
-    assert losses[0] == pytest.approx(29.5 / ((length - 1) * 3), rel=1e-3)  # Huber's |30| - 1/2, one of 24 numbers
-    assert losses[1] > losses[0] + 1
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_odometry_learns_to_move_and_to_stop_at_walls(store: Path, tmp_path: Path) -> None:
-    options = ["--training.steps", "1500", "--training.batch-size", "16", "--training.length", "17", "--device", "cpu"]
-    options += [
-        "--training.spoilt-fraction",
-        "0",
-        "--evaluation-steps",
-        "5",
-        "20",
-        "--evaluate",
-        str(tmp_path / "e.json"),
-    ]
-    main(["--data", str(store), "--out", str(tmp_path / "o.safetensors"), *options])
-    record = json.loads((tmp_path / "e.json").read_text())
-    assert record["frames"]["drift"]["20"]["cells"]["median"] < 0.5
-    assert record["cells_walked"] > 3
+    training = OdometryTraining(steps=250, batch_size=16, length=9, learning_rate=1e-2, spoilt_fraction=0.0)
+    corridors: Any = Corridors()
+    assert train_odometry(odometry, corridors, training) == 250
+    walks = corridors.sample(64, 21, torch.Generator().manual_seed(1))
+    start = odometry.initial_state(64, torch.device("cpu")), frames_to_model(walks.frames[:, :-1]), walks.actions
+    with torch.no_grad():
+        poses, _ = odometry.follow(*start, walks.pose[:, 0])
+    off = motion_between(walks.pose[:, -1], poses[:, -1])
+    assert off[:, :2].norm(dim=-1).median() < 0.25
+    assert off[:, 2].abs().median() < 0.1
 
 
 def test_the_command_adds_odometry_and_leaves_all_else(store: Path, tmp_path: Path, capsys: Any) -> None:

@@ -115,7 +115,9 @@ class StandingStepper:
 def make_transformer(ours: WorldModel, architecture: Architecture, cache_frames: int) -> BaselineModel:
     """A transformer with our number of parameters and random weights, made as fast as it gets: weights in bfloat16 and
     what surrounds the attention compiled on a GPU, float32 elsewhere."""
-    config = matching_config(architecture, ours.config, cache_frames=cache_frames)
+    # Its state is filled, not read, and tells no way to go on from.
+    like = dataclasses.replace(ours.config, odometry=False)
+    config = matching_config(architecture, like, cache_frames=cache_frames)
     model = BaselineModel(config).to(ours.device).eval().requires_grad_(False)
     if ours.device.type == "cuda":
         model.bfloat16()

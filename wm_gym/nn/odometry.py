@@ -16,13 +16,17 @@ from torch import Tensor, nn
 
 from wm_gym.array_typing import Action, Actions, ModelFrame, ModelFrames, Motions, OdometryState, Pose, Poses
 from wm_gym.nn.config import WorldModelConfig
-from wm_gym.poses import MOTION_SIZE, motion_between, moved
+from wm_gym.ops.odometry import odometry_motions, odometry_scan, origin_pose
+from wm_gym.ops.step import Backend
+from wm_gym.poses import MOTION_SIZE, motion_between
 
 _CHANNELS = (16, 24, 16)  # of the convolutions over one frame; the last is what is kept of the frame before
 _PAIR_CHANNELS = (48, 64)  # of those over two frames
 _WIDTH = 64
+_FIRST_TRUST = -2.0  # logit; eyes have to be trained before they are of use
 _MOTION_SCALE = 5.0  # motions are fractions of a cell and of a radian; inputs should be of order 1
 _RECENT = 2 * MOTION_SIZE  # numbers in the two motions that are remembered
+_OUTPUTS = 2 * MOTION_SIZE  # how far to trust the eyes, and a motion
 
 
 class Looked(NamedTuple):
@@ -31,18 +35,20 @@ class Looked(NamedTuple):
     Attributes:
         hidden: input of the first recurrent layer from frames and actions, ``[B, T, width]``.
         out: input of the last one from actions, ``[B, T, 6]``.
+        seen: the motion to each frame as it looks beside the frame before, ``[B, T, 3]``.
         has_previous: 1 where there is a frame before, ``[B, T, 1]``.
         views: what is kept of each frame for the next one, ``[B, T, V]``.
     """
 
     hidden: Tensor
     out: Tensor
+    seen: Motions
     has_previous: Tensor
     views: Tensor
 
 
 class Odometry(nn.Module):
-    """Predicts the pose of the next frame. All in float32.
+    """Predicts the pose of the next frame. All in float32. Gradients go through `look` and `motions` only.
 
     A state ``[B, M]`` goes in and comes out; it belongs to a frame that was not looked at yet. It holds the motion that
     was predicted to lead to this frame, the motion to the frame before, whether there is a frame before, and its view.
@@ -54,6 +60,7 @@ class Odometry(nn.Module):
     def __init__(self, config: WorldModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.backend: Backend = "auto"
         first, second, third = _CHANNELS
         self.view = nn.Sequential(
             nn.Conv2d(config.frame_channels, first, 4, 2, 1),
@@ -76,10 +83,16 @@ class Odometry(nn.Module):
         self.enter = nn.Linear(_WIDTH + config.action_size + 1, _WIDTH)
         self.recur = nn.Linear(_RECENT, _WIDTH, bias=False)
         self.hidden = nn.Linear(_WIDTH, _WIDTH)
-        self.out = nn.Linear(_WIDTH, 2 * MOTION_SIZE, bias=False)
+        self.out = nn.Linear(_WIDTH, _OUTPUTS, bias=False)
         # In free space motion is close to linear in what it was and in the action.
-        self.out_action = nn.Linear(config.action_size, 2 * MOTION_SIZE)
-        self.out_recent = nn.Linear(_RECENT, 2 * MOTION_SIZE, bias=False)
+        self.out_action = nn.Linear(config.action_size, _OUTPUTS)
+        self.out_recent = nn.Linear(_RECENT, _OUTPUTS, bias=False)
+        self.seen = nn.Linear(_WIDTH, MOTION_SIZE)
+        with torch.no_grad():
+            for layer in (self.out, self.out_recent, self.out_action, self.seen):
+                for parameter in layer.parameters():
+                    parameter.mul_(0.1)
+            self.out_action.bias[:MOTION_SIZE] = _FIRST_TRUST
 
     def initial_state(self, batch_size: int, device: torch.device) -> OdometryState:
         """That of the first frame of a dream: at rest, nothing seen before."""
@@ -104,7 +117,7 @@ class Odometry(nn.Module):
 
     def first_pose(self, batch_size: int, device: torch.device) -> Pose:
         """The pose of the first frame of a dream, from which all others are seen."""
-        return torch.tensor([0.0, 0.0, 1.0, 0.0], device=device).expand(batch_size, -1)
+        return origin_pose((batch_size,), device)
 
     def follow(
         self, state: OdometryState, frames: ModelFrames, actions: Actions, pose: Pose
@@ -118,12 +131,12 @@ class Odometry(nn.Module):
             Poses of the frames that the actions led to, ``[B, T, 4]``, and the state of the last of them.
         """
         looked = self.look(state, frames, actions)
-        corrections, motions, recent = self.motions(state, looked)
-        poses = []
-        for correction, motion in zip(corrections.unbind(1), motions.unbind(1), strict=True):
-            pose = moved(moved(pose, correction), motion)
-            poses.append(pose)
-        return torch.stack(poses, dim=1), torch.cat([recent, torch.ones_like(recent[:, :1]), looked.views[:, -1]], -1)
+        hidden, out, seen, has_previous, views = looked
+        weights = self._recurrent_weights()
+        poses, recent = odometry_scan(
+            hidden, out, seen, has_previous, state[:, :_RECENT], pose, *weights, _MOTION_SCALE, backend=self.backend
+        )
+        return poses, torch.cat([recent, torch.ones_like(recent[:, :1]), views[:, -1]], -1)
 
     def look(self, state: OdometryState, frames: ModelFrames, actions: Actions) -> Looked:
         """All that needs no recursion; arguments as of `follow`."""
@@ -135,28 +148,20 @@ class Odometry(nn.Module):
         has_previous = torch.cat([state[:, None, _RECENT : _RECENT + 1], state.new_ones(batch, length - 1, 1)], dim=1)
         taken = self._numbers(actions)
         hidden = self.enter(torch.cat([compared, taken, has_previous], dim=-1))
-        return Looked(hidden, self.out_action(taken), has_previous, views.flatten(2))
+        seen = self.seen(compared)
+        return Looked(hidden, self.out_action(taken), seen, has_previous, views.flatten(2))
 
     def motions(self, state: OdometryState, looked: Looked) -> tuple[Motions, Motions, Tensor]:
-        """The recursion.
+        """The recursion with gradients; see :func:`wm_gym.ops.odometry.odometry_motions`."""
+        hidden, out, seen, has_previous, _ = looked
+        return odometry_motions(
+            hidden, out, seen, has_previous, state[:, :_RECENT], *self._recurrent_weights(), _MOTION_SCALE
+        )
 
-        Returns:
-            For each frame, how far its pose was off, seen from that pose, ``[B, T, 3]``; the motion from where it
-            really was to the next frame, ``[B, T, 3]``; and the recent motions at the end, ``[B, 6]``.
-        """
-        recent = state[:, :_RECENT]
-        corrections, motions = [], []
-        for t in range(looked.hidden.shape[1]):
-            inputs = recent * _MOTION_SCALE
-            x = F.silu(self.hidden(F.silu(looked.hidden[:, t] + self.recur(inputs))))
-            change = (looked.out[:, t] + self.out(x) + self.out_recent(inputs)) / _MOTION_SCALE
-            correction, motion = change.split(MOTION_SIZE, dim=-1)
-            correction = correction * looked.has_previous[:, t]
-            # The frame's own correction is to its pose, not to the motion to it: the same up to a small rotation.
-            recent = torch.cat([motion, recent[:, :MOTION_SIZE] + correction], dim=-1)
-            corrections.append(correction)
-            motions.append(motion)
-        return torch.stack(corrections, dim=1), torch.stack(motions, dim=1), recent
+    def _recurrent_weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        layers = self.recur, self.hidden, self.out, self.out_recent
+        recur, inner, last, last_recent = (layer.weight for layer in layers)
+        return recur, inner, self.hidden.bias, last, last_recent
 
     def given(self, state: OdometryState, poses: Poses) -> OdometryState:
         """The state after poses that were given, without a look at the frames: they need no making up for.
