@@ -17,7 +17,7 @@ from wm_gym.policy_loading import load_policy
 
 CONFIG_FILE, MODEL_FILE, BEST_FILE = "config.json", "model.zip", "best.zip"
 
-PolicyMaker = Callable[[gym.Env[Any, Any], int], Policy]
+PolicyMaker = Callable[[Any, int], Policy]  # (an environment, for its spaces; seed)
 
 
 class SampledPolicy:

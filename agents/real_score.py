@@ -11,8 +11,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.environments import EnvSpec
-from agents.evaluate import gap, score, summary
+from agents.evaluate import score, summary
 from agents.policies import BEST_FILE, MODEL_FILE
+from agents.results import gap
 from wm_gym.files import atomic_path, write_json
 
 SCORES_FILE, DREAMED_FILE = "scores.json", "dreamed.json"
