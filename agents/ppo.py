@@ -22,6 +22,7 @@ import tyro
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
+from agents.device_ppo import DevicePPO
 from agents.environments import EnvSpec, MemorySpec, parse_kwargs
 from agents.networks import ImageAndMemory
 from agents.policies import CONFIG_FILE, MODEL_FILE
@@ -139,9 +140,11 @@ def train_seed(config: PpoConfig, seed: int, train_spec: EnvSpec, real_spec: Env
     if is_finished(config, folder):
         return
     device = choose_device(config.device)
-    env = VecMonitor(Sb3VecEnv(train_spec.make_batch(config.num_envs, device), with_info=False))
+    on_device = train_spec.is_dream() and not config.recurrent
+    env = Sb3VecEnv(train_spec.make_batch(config.num_envs, device, tensors=on_device), with_info=False)
+    env = env if on_device else VecMonitor(env)
     try:
-        model = make_model(config, seed, env, folder, device)
+        model = make_model(config, seed, env, folder, device, on_device)
         # Training seeds are below those that are kept for evaluation; a resumed run gets others than it had.
         entropy = np.random.SeedSequence([seed, model.num_timesteps]).generate_state(1)[0]
         env.seed(int(entropy) % (FIRST_TRAINING_SEED_AFTER - config.num_envs))
@@ -163,8 +166,10 @@ def train_seed(config: PpoConfig, seed: int, train_spec: EnvSpec, real_spec: Env
         env.close()
 
 
-def make_model(config: PpoConfig, seed: int, env: VecEnv, folder: Path, device: str) -> Any:
+def make_model(config: PpoConfig, seed: int, env: VecEnv, folder: Path, device: str, on_device: bool) -> Any:
     """The newest model of the folder, or one that has learned nothing.
+
+    `on_device`: the environment is a batch of dreams that gives tensors, and rollouts stay where they are dreamed.
 
     Raises ValueError for spaces that the network cannot take, or a damaged file.
     """
@@ -173,7 +178,7 @@ def make_model(config: PpoConfig, seed: int, env: VecEnv, folder: Path, device: 
 
         kind = "MultiInputLstmPolicy" if config.memory else "CnnLstmPolicy"
     else:
-        Algorithm, kind = PPO, "MultiInputPolicy" if config.memory else "CnnPolicy"
+        Algorithm, kind = DevicePPO if on_device else PPO, "MultiInputPolicy" if config.memory else "CnnPolicy"
     if (path := folder / MODEL_FILE).is_file():
         return Algorithm.load(path, env=env, device=device)
     return Algorithm(

