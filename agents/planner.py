@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -19,12 +18,12 @@ import torch
 from torch import Tensor
 
 from agents.critic import PpoCritic
-from wm_gym.checkpoint import load_checkpoint, resolve_device
+from agents.reading import RealMemory, load_model_for
 from wm_gym.codec import model_to_frames
 from wm_gym.world_model import ModelState, WorldModel
 
 # (frames uint8 [N, H, W, C], their memories) -> value of being there, [N].
-Critic = Callable[[Tensor, ModelState], Tensor]
+Critic = Callable[[Tensor, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -92,28 +91,24 @@ class Planner:
         self._config = PlannerConfig() if config is None else config
         self._generator = torch.Generator(model.device).manual_seed(seed % 2**63)
         self._sequences = _make_sequences(model, action_space, self._config, self._generator)
-        self._state: ModelState | None = None
+        self._memory = RealMemory(model)
         self._action: Tensor | None = None
 
     def reset(self, info: dict[str, Any]) -> None:
         """Forgets the episode before."""
-        self._state = self._action = None
+        self._action = None
+        self._memory.forget()
         self._sequences.forget()
 
     @torch.no_grad()
     def __call__(self, obs: Any, info: dict[str, Any]) -> Any:
         """The action at a frame uint8 [H, W, C], which follows the action that was returned last."""
         began = time.monotonic()
-        frame = torch.from_numpy(np.ascontiguousarray(obs))[None].to(self._model.device)
-        if self._state is None or self._action is None:
-            empty = self._model.initial_state(1)
-            self._state = self._model.prefill(empty, frame[:, None], self._sequences.none())
-        else:
-            self._state = self._model.advance(self._state, frame, self._action)
+        state = self._memory.read(obs, self._action)
         for iteration in range(self._config.iterations):
             started = time.monotonic()
             plans = self._sequences.draw()
-            self._sequences.learn(plans, self.returns(self._state, plans))
+            self._sequences.learn(plans, self.returns(state, plans))
             now, limit = time.monotonic(), self._config.seconds_per_step
             if limit is not None and iteration + 1 < self._config.iterations and now - began + (now - started) > limit:
                 break
@@ -161,9 +156,6 @@ class _Discrete:
         )
         self._best, self._best_return = torch.zeros(0), float("-inf")
 
-    def none(self) -> Tensor:
-        return torch.zeros(1, 0, dtype=torch.int64, device=self._generator.device)
-
     def draw(self) -> Tensor:
         """[N, horizon]"""
         drawn = torch.multinomial(self._probabilities, self._config.candidates, True, generator=self._generator)
@@ -206,9 +198,6 @@ class _Continuous:
         self._deviation = ((self._high - self._low) / 2).expand(shape)
         self._best, self._best_return = torch.zeros(0), float("-inf")
         self._first = True
-
-    def none(self) -> Tensor:
-        return torch.zeros(1, 0, len(self._low), device=self._generator.device)
 
     def draw(self) -> Tensor:
         """[N, horizon, A]; the first iteration draws uniformly."""
@@ -272,13 +261,7 @@ def make_planner(
     config = PlannerConfig(**settings)
 
     def make(env: gym.Env[Any, Any], seed: int) -> Planner:
-        name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        model, spaces = _load_model(checkpoint, name)
-        if spaces != (env.observation_space, env.action_space):
-            raise ValueError(
-                f"The checkpoint {checkpoint} dreams observations {spaces[0]} and actions {spaces[1]}; this "
-                f"environment has {env.observation_space} and {env.action_space}."
-            )
+        model = load_model_for(env, checkpoint, device)
         value = None if critic is None else PpoCritic(critic, model, env)
         return Planner(model, env.action_space, config, value, seed)
 
@@ -287,10 +270,3 @@ def make_planner(
 
 cem = make_planner()
 random_shooting = make_planner(method="random")
-
-
-@lru_cache(maxsize=1)
-def _load_model(checkpoint: str, device: str) -> tuple[WorldModel, tuple[Any, Any]]:
-    loaded = load_checkpoint(checkpoint)
-    model = WorldModel.from_weights(loaded.config, loaded.tensors, resolve_device(device), checkpoint)
-    return model, (loaded.observation_space, loaded.action_space)

@@ -11,6 +11,7 @@ pytest.importorskip("stable_baselines3")
 
 from agents.critic import PpoCritic
 from agents.evaluate import play
+from agents.mcts import make_search
 from agents.planner import Planner, PlannerConfig, cem, make_planner, random_shooting
 from agents.policies import load_ppo
 from agents.ppo import PRESETS, PpoConfig, make_specs, train
@@ -162,8 +163,8 @@ def test_its_memory_is_that_of_the_real_frames_and_actions(tmp_path):
             obs, _, _, _, info = env.step(action)
             reader.read(obs[None], [action])
         planner(obs, info)
-        assert planner._state is not None and reader.state is not None
-        for ours, theirs in zip(planner._state.layers, reader.state.layers, strict=True):
+        assert planner._memory.state is not None and reader.state is not None
+        for ours, theirs in zip(planner._memory.state.layers, reader.state.layers, strict=True):
             torch.testing.assert_close(ours.ssm_state, theirs.ssm_state)
 
 
@@ -209,10 +210,18 @@ def test_the_critic_is_the_value_function_of_the_agent(tmp_path, tiny_kwargs, me
     critic = PpoCritic(path, dream.model, dream)
     frame = torch.from_numpy(dream.get_state().dream.frames.numpy())
     state = dream.get_state().dream.model_state.index(torch.tensor([0, 0]))
-    torch.testing.assert_close(critic(frame.expand(2, -1, -1, -1), state), expected.expand(2))
+    frames = frame.expand(2, -1, -1, -1)
+    torch.testing.assert_close(critic(frames, state), expected.expand(2))
+    values, probabilities = critic.with_policy(frames, state)
+    torch.testing.assert_close(values, expected.expand(2))
+    chances = policy.get_distribution(policy.obs_to_tensor(obs)[0]).distribution.probs
+    torch.testing.assert_close(probabilities, chances.expand(2, -1))
     planner = make_planner(tiny_kwargs["checkpoint"], str(path), candidates=3, horizon=2)(dream, 0)
     planner.reset({})
     assert planner(dream.reset(seed=0)[0], {}) in dream.action_space
+    search = make_search(tiny_kwargs["checkpoint"], str(path), simulations=4, leaves=2)(dream, 0)
+    search.reset({})
+    assert search(dream.reset(seed=0)[0], {}) in dream.action_space
 
 
 def test_what_does_not_fit_is_a_clear_error(tmp_path):
