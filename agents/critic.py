@@ -19,7 +19,8 @@ from wm_gym.world_model import WorldModel
 class HasLayers(Protocol):
     """A model's memory: `ModelState` or `StepMemory`, whose layers have an `ssm_state` [N, K, h, d, s] each."""
 
-    layers: Any
+    @property
+    def layers(self) -> Any: ...
 
 
 class PpoCritic:

@@ -20,12 +20,13 @@ import numpy as np
 import torch
 import tyro
 from stable_baselines3 import PPO
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from agents.device_ppo import DevicePPO
 from agents.environments import EnvSpec, MemorySpec, parse_kwargs
 from agents.networks import ImageAndMemory
-from agents.policies import CONFIG_FILE, MODEL_FILE
+from agents.policies import CONFIG_FILE, MODEL_FILE, run_models
 from agents.real_score import RealScore, read_scores
 from agents.sb3 import Sb3VecEnv
 from wm_gym.checkpoint import load_checkpoint, resolve_device
@@ -61,6 +62,8 @@ class PpoConfig:
     """The model that reads a real environment's frames, for the baseline; a dream is read by its own model."""
     memory_size: int = 256
     """Numbers in it."""
+    init: str | None = None
+    """Starts from what another run of agents.ppo learned: each training seed from its own, or else from the first."""
     recurrent: bool = False
     """A policy with an LSTM (sb3-contrib's RecurrentPPO)."""
     real_env: str | None = None
@@ -181,7 +184,7 @@ def make_model(config: PpoConfig, seed: int, env: VecEnv, folder: Path, device: 
         Algorithm, kind = DevicePPO if on_device else PPO, "MultiInputPolicy" if config.memory else "CnnPolicy"
     if (path := folder / MODEL_FILE).is_file():
         return Algorithm.load(path, env=env, device=device)
-    return Algorithm(
+    model = Algorithm(
         kind,
         env,
         learning_rate=config.learning_rate,
@@ -200,6 +203,25 @@ def make_model(config: PpoConfig, seed: int, env: VecEnv, folder: Path, device: 
         seed=seed,
         device=device,
     )
+    if config.init is not None:
+        load_initial(model, Path(config.init), seed)
+    return model
+
+
+def load_initial(model: Any, run: Path, seed: int) -> None:
+    """Gives a model the weights of another run.
+
+    Raises FileNotFoundError if there is no such run, ValueError if its networks are others.
+    """
+    models = run_models(run)
+    path = models.get(f"seed_{seed}", next(iter(models.values())))
+    try:
+        parameters = load_from_zip_file(path, device=model.device)[1]
+        model.policy.load_state_dict(parameters["policy"])
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(
+            f"The policy {path} is no start for this run: its network is another one ({error})."
+        ) from error
 
 
 def choose_device(name: str) -> str:

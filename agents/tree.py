@@ -130,7 +130,7 @@ class Tree:
     def _take_back(self, path: Sequence[tuple[int, int]], value: float) -> None:
         for node, action in reversed(path):
             child = self._children[node, action]
-            value = self._rewards[child] + self._weights[child] * value
+            value = float(self._rewards[child] + self._weights[child] * value)
             self._sums[node, action] += value
             self._visits[node, action] += 1
             mean = self._sums[node, action] / self._visits[node, action]
