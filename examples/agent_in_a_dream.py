@@ -18,8 +18,8 @@ import tyro
 import wm_gym
 from agents.evaluate import EvaluateConfig, describe, evaluate
 from agents.planner import make_planner
-from agents.ppo import PRESETS, PpoConfig
 from agents.ppo import train as train_agent
+from agents.ppo_config import PRESETS, PpoConfig
 from training.collect import CollectConfig, collect
 from training.make_clips import clips_from_store
 from training.recipes import Stage, tiny

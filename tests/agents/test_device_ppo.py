@@ -11,7 +11,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecMonitor
 
 from agents.device_ppo import DevicePPO, DeviceRollouts
-from agents.ppo import PpoConfig, make_model, make_specs
+from agents.ppo import make_model
+from agents.ppo_config import PpoConfig, make_specs
 from agents.sb3 import Sb3VecEnv
 
 NUM_ENVS, NUM_STEPS = 5, 20

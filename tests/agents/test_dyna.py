@@ -17,7 +17,8 @@ pytest.importorskip("stable_baselines3")
 from agents.dyna import DynaConfig, Stage, _lock, describe, main, run, stages
 from agents.dyna_policy import VARIABLE, act
 from agents.evaluate import play
-from agents.ppo import PRESETS, PpoConfig, train
+from agents.ppo import train
+from agents.ppo_config import PRESETS, PpoConfig
 
 ROOT = Path(__file__).parents[2]
 LINE_ID = "examples.agent_in_a_dream:Line-v0"

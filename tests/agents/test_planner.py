@@ -14,7 +14,8 @@ from agents.evaluate import play
 from agents.mcts import make_search
 from agents.planner import Planner, PlannerConfig, cem, make_planner, random_shooting
 from agents.policies import load_ppo
-from agents.ppo import PRESETS, PpoConfig, make_specs, train
+from agents.ppo import train
+from agents.ppo_config import PRESETS, PpoConfig, make_specs
 from tests.tiny import save_tiny_checkpoint, tiny_model
 from wm_gym.world_model import Prediction, WorldModelConfig
 from wm_gym.wrappers import FrameReader

@@ -13,7 +13,8 @@ from stable_baselines3 import PPO
 
 from agents.evaluate import EvaluateConfig, evaluate
 from agents.networks import ImageAndMemory
-from agents.ppo import PRESETS, PpoConfig, main, make_specs, parse_arguments, train
+from agents.ppo import main, train
+from agents.ppo_config import PRESETS, PpoConfig, make_specs, parse_arguments
 from agents.real_score import read_scores
 
 DREAM_ID = "LSSVWM-MemoryMaze-v0"

@@ -10,7 +10,8 @@ pytest.importorskip("stable_baselines3")
 from agents.dream_and_replay import Dreamed, DreamRows, Episode, real_episodes
 from agents.environments import EnvSpec, MemorySpec
 from agents.policies import policy_maker
-from agents.ppo import PRESETS, PpoConfig, train
+from agents.ppo import train
+from agents.ppo_config import PRESETS, PpoConfig
 from agents.reward_check import RewardCheckConfig, check_rewards, describe, main
 from tests.tiny import save_tiny_checkpoint, tiny_model
 from wm_gym.wrappers import MemoryObservation
