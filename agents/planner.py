@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from agents.critic import PpoCritic
-from agents.reading import RealMemory, load_model_for
-from wm_gym.codec import model_to_frames
+from agents.reading import Forks, RealMemory, load_model_for
 from wm_gym.world_model import ModelState, WorldModel
 
-# (frames uint8 [N, H, W, C], their memories) -> value of being there, [N].
+# (frames uint8 [N, H, W, C], what remembers them) -> value of being there, [N].
 Critic = Callable[[Tensor, Any], Tensor]
 
 
@@ -75,6 +74,7 @@ class Planner:
         config: how it plans.
         critic: value of the last dreamed frame; None: what comes after the horizon counts nothing.
         seed: decides candidates and dreams; with `seconds_per_step` the clock has a say, too.
+        dreams: of `make_dreams`, which planners of one thread may share; None: makes them.
 
     Raises ValueError for an action space that it cannot draw from, or a model of other actions.
     """
@@ -86,9 +86,11 @@ class Planner:
         config: PlannerConfig | None = None,
         critic: Critic | None = None,
         seed: int = 0,
+        dreams: Forks | None = None,
     ) -> None:
         self._model, self._critic = model, critic
         self._config = PlannerConfig() if config is None else config
+        self._dreams = dreams or make_dreams(model, self._config)
         self._generator = torch.Generator(model.device).manual_seed(seed % 2**63)
         self._sequences = _make_sequences(model, action_space, self._config, self._generator)
         self._memory = RealMemory(model)
@@ -117,28 +119,27 @@ class Planner:
 
     @torch.no_grad()
     def returns(self, state: ModelState, plans: Tensor) -> Tensor:
-        """Discounted return that is expected of each plan, [N], from the memory of a single dream.
+        """Discounted return that is expected of each plan, [candidates], from the memory of a single dream.
 
         Rewards are the means of what the head says, which tells a small hope from none. An end that is likely makes
         what comes after it count less.
 
         Args:
             state: memory of one row.
-            plans: actions [N, horizon] or [N, horizon, A] in the model's terms.
+            plans: actions [candidates, horizon] or [candidates, horizon, A] in the model's terms.
         """
-        num_plans, config, model = len(plans), self._config, self._model
-        dreams = state.index(torch.zeros(num_plans, dtype=torch.int64))
-        total, weight = torch.zeros(num_plans, device=model.device), torch.ones(num_plans, device=model.device)
-        frame: Tensor | None = None
+        config, device = self._config, self._model.device
+        keys = torch.randint(-(2**63), 2**63 - 1, (len(plans),), generator=self._generator, device=device)
+        self._dreams.start(state, keys)
+        total, weight = torch.zeros(len(plans), device=device), torch.ones(len(plans), device=device)
+        frames: Tensor | None = None
         for t in range(config.horizon * config.hold):
-            prediction, dreams = model.step(
-                dreams, plans[:, t // config.hold], self._generator, config.num_denoising_steps
-            )
-            total += weight * (prediction.reward_logits.softmax(-1) @ model.reward_values)
-            weight = weight * config.discount * (1 - prediction.termination)
-            frame = prediction.frame
-        if self._critic is not None and frame is not None:
-            total += weight * self._critic(model_to_frames(frame), dreams).to(total)
+            output = self._dreams.step(plans[:, t // config.hold])
+            total += weight * (output.reward_logits.float().softmax(-1) @ self._model.reward_values)
+            weight = weight * config.discount * (1 - output.termination)
+            frames = output.frame
+        if self._critic is not None and frames is not None:
+            total += weight * self._critic(frames, self._dreams.memory).to(total)
         return total
 
 
@@ -245,6 +246,11 @@ def _make_sequences(
     raise ValueError(f"A planner draws actions from Discrete or a bounded Box of one axis, got {space}.")
 
 
+def make_dreams(model: WorldModel, config: PlannerConfig) -> Forks:
+    """What the candidates of a planner are dreamed in."""
+    return Forks(model, config.candidates, config.num_denoising_steps)
+
+
 def make_planner(
     checkpoint: str = "memory-maze", critic: str | None = None, device: str = "auto", **settings: Any
 ) -> Callable[[gym.Env[Any, Any], int], Planner]:
@@ -259,11 +265,15 @@ def make_planner(
     Raises ValueError for settings out of range; calling the function raises what loading the files raises.
     """
     config = PlannerConfig(**settings)
+    made: list[tuple[Forks, Critic | None]] = []
 
     def make(env: gym.Env[Any, Any], seed: int) -> Planner:
         model = load_model_for(env, checkpoint, device)
-        value = None if critic is None else PpoCritic(critic, model, env)
-        return Planner(model, env.action_space, config, value, seed)
+        if not made:
+            value = None if critic is None else PpoCritic(critic, model, env)
+            made.append((make_dreams(model, config), value))
+        dreams, value = made[0]
+        return Planner(model, env.action_space, config, value, seed, dreams)
 
     return make
 

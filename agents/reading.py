@@ -1,4 +1,4 @@
-"""World models that agents plan in: loading one for an environment, and reading what really happens into its memory."""
+"""World models that agents plan in: loading one, reading what really happens, and dreaming on from there."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from wm_gym.checkpoint import load_checkpoint, resolve_device
+from wm_gym.step_graph import StepGraph, StepOutput
+from wm_gym.step_memory import StepMemory
 from wm_gym.world_model import ModelState, WorldModel
 
 
@@ -41,6 +43,32 @@ class RealMemory:
         if config.action_kind == "discrete":
             return torch.zeros(1, 0, dtype=torch.int64, device=device)
         return torch.zeros(1, 0, config.action_size, device=device)
+
+
+class Forks:
+    """N futures of one moment, dreamed together; on a GPU a step is one CUDA graph.
+
+    Args:
+        model: frozen weights.
+        num_rows: N.
+        num_denoising_steps: network passes per frame.
+    """
+
+    def __init__(self, model: WorldModel, num_rows: int, num_denoising_steps: int = 1) -> None:
+        self._graph = StepGraph(model, num_rows, num_denoising_steps)
+        memory = self.memory = self._graph.memory
+        self._origin = StepMemory(model.config, 1, model.device, memory.dtype, memory.state_dtype)
+        self._rows = torch.arange(num_rows, device=model.device)
+
+    def start(self, state: ModelState, keys: Tensor) -> None:
+        """Every row goes on from a memory of one row; `keys`, int64 [N], decide the noise of each."""
+        self._origin.load(state)
+        self._graph.copy_rows(self._rows, self._origin, torch.zeros_like(self._rows))
+        self._graph.set_noise(keys)
+
+    def step(self, actions: Tensor) -> StepOutput:
+        """One frame in every row, for actions [N] or [N, A]. The next step overwrites it; so does `memory` change."""
+        return self._graph.step(actions)
 
 
 def load_model_for(env: gym.Env[Any, Any], checkpoint: str, device: str) -> WorldModel:

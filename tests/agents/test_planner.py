@@ -69,9 +69,24 @@ class Combination:
         return Prediction(frame, solved.float(), solved.float() * self.ends, logits, logits[:, 0]), state
 
 
-def plan(model, space=None, critic=None, seed=0, **settings) -> Any:
+class FakeDreams:
+    """`agents.reading.Forks` of such a world."""
+
+    def __init__(self, model):
+        self._model = model
+
+    def start(self, state, keys):
+        self.memory = state.index(torch.zeros(len(keys), dtype=torch.int64))
+
+    def step(self, actions):
+        prediction, self.memory = self._model.step(self.memory, actions, None)
+        return prediction._replace(frame=torch.zeros(len(actions), 8, 8, 3, dtype=torch.uint8))
+
+
+def plan(model: Any, space=None, critic=None, seed=0, **settings) -> Any:
     space = gym.spaces.Discrete(3) if space is None else space
-    return Planner(model, space, PlannerConfig(**{"hold": 1, **settings}), critic, seed)
+    dreams: Any = FakeDreams(model) if isinstance(model, Combination) else None
+    return Planner(model, space, PlannerConfig(**{"hold": 1, **settings}), critic, seed, dreams)
 
 
 FRAME = np.zeros((8, 8, 3), np.uint8)

@@ -41,7 +41,10 @@ def config(tmp_path, tiny_kwargs, **changes) -> PpoConfig:
         "real_env": TOY_ID,
         "real_env_kwargs": '{"max_episode_steps": 3}',
         "out": tmp_path / "run",
-        **PRESETS["smoke"], "total_timesteps": 64, "num_envs": 4, "score_episodes": 1,
+        **PRESETS["smoke"],
+        "total_timesteps": 64,
+        "num_envs": 4,
+        "score_episodes": 1,
         "backend": "ray",
     }
     return PpoConfig(**{**values, **changes})
