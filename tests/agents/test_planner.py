@@ -86,7 +86,8 @@ class FakeDreams:
 def plan(model: Any, space=None, critic=None, seed=0, **settings) -> Any:
     space = gym.spaces.Discrete(3) if space is None else space
     dreams: Any = FakeDreams(model) if isinstance(model, Combination) else None
-    return Planner(model, space, PlannerConfig(**{"hold": 1, **settings}), critic, seed, dreams)
+    world: Any = model
+    return Planner(world, space, PlannerConfig(**{"hold": 1, **settings}), critic, seed, dreams)
 
 
 FRAME = np.zeros((8, 8, 3), np.uint8)
