@@ -56,7 +56,7 @@ class DynaConfig:
     later_recipe: str | None = None
     """In later rounds, which go on from the model before; None: the same."""
     model_arguments: str = ""
-    """Further arguments of training.train, such as "--recipe.max-minutes 60"."""
+    """Further arguments of training.train: --model-arguments="--recipe.max-minutes 60"."""
     init_model: str | None = None
     """A checkpoint that the first round goes on from; None: it begins with nothing."""
     processes: int = 1
@@ -72,7 +72,7 @@ class DynaConfig:
     horizon: int = 400
     """Steps of a dream."""
     agent_arguments: str = ""
-    """Further arguments of agents.ppo, such as "--total-timesteps 20000000 --seeds 3 --memory"."""
+    """Further arguments of agents.ppo: --agent-arguments="--total-timesteps 20000000 --seeds 3 --memory"."""
     score_episodes: int = 50
     """Real episodes of each score, for each training seed of the policy."""
     check_seeds: int = 16

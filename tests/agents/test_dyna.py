@@ -223,8 +223,8 @@ def test_an_agent_goes_on_from_another_run(tmp_path, tiny_kwargs):
 def test_two_rounds_in_a_small_world_are_killed_and_go_on_and_end_above_random(tmp_path):
     command = [sys.executable, "-m", "agents.dyna", "--env", LINE_ID, "--out", str(tmp_path / "run"), "--rounds", "2"]
     command += ["--frames", "1200", "--context-frames", "4", "--horizon", "20", "--clips", "16", "--check-seeds", "4"]
-    command += ["--model-arguments", MODEL, "--score-episodes", "10"]
-    command += ["--agent-arguments", "--preset smoke --total-timesteps 8192 --score-episodes 4"]
+    command += [f"--model-arguments={MODEL}", "--score-episodes", "10"]
+    command += ["--agent-arguments=--preset smoke --total-timesteps 8192 --score-episodes 4"]
     for seconds in (20, 50):
         with subprocess.Popen(command, cwd=ROOT, start_new_session=True) as process:
             time.sleep(seconds)
