@@ -75,7 +75,7 @@ class DeviceRollouts(RolloutBuffer):
         order = torch.randperm(self.buffer_size * self.n_envs, device=self.device)
         columns = self._values, self._log_probs, self._advantages, self._returns
         for rows in order.split(batch_size or len(order)):
-            observations: Any = _map(lambda part, rows=rows: part.flatten(0, 1)[rows], self._observations)
+            observations: Any = _map(lambda part, rows=rows: _take(part, rows), self._observations)
             actions = self._actions.flatten(0, 1)[rows]
             yield RolloutBufferSamples(observations, actions, *(column.flatten()[rows] for column in columns))
 
@@ -183,6 +183,13 @@ class DevicePPO(PPO):
         for total, length in self._episode_sums[:, index].T.tolist():
             self.ep_info_buffer.append({"r": total, "l": int(length), "t": elapsed})
         self._episode_sums[:, index] = 0
+
+
+def _take(part: Tensor, rows: Tensor) -> Tensor:
+    """Steps of a room [T, N, ...]; images are gathered in the order in which they lie in memory."""
+    if part.ndim != 5:
+        return part.flatten(0, 1)[rows]
+    return part.movedim(2, -1).flatten(0, 1).index_select(0, rows).movedim(-1, 1)
 
 
 def _map(function: Callable[..., Any], first: Any, *rest: Any) -> Any:

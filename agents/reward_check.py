@@ -131,11 +131,11 @@ def describe(report: dict[str, Any]) -> str:
     """The figures as a few lines of text."""
     lines = []
     for name, one in report["by_model"].items():
-        precision, recall = (_with_interval(one, key) for key in ("precision", "recall"))
+        precision, recall, first = (_with_interval(one, key) for key in ("precision", "recall", "first_precision"))
         gap = "none" if one["gap"] is None else f"{one['gap']:.0%}"
         lines += [
             f"{name}: {one['dreamed_rewards']} rewards dreamed, {one['real_rewards']} real, {one['hits']} of them both",
-            f"  precision {precision}, recall {recall}",
+            f"  precision {precision}, of the first in each episode {first}; recall {recall}",
             f"  return {one['dreamed_return']:.2f} dreamed, {one['real_return']:.2f} real, gap {gap}; at most "
             f"{one['most_unbacked_in_a_row']} false rewards in a row",
         ]

@@ -37,6 +37,10 @@ def episode_result(record: Record) -> Result:
 def reward_figures(results: Sequence[Result], tolerance: int) -> dict[str, Any]:
     """Figures over episodes, as JSON types; None where a figure is not defined.
 
+    Where chance decides what comes after a reward (Memory Maze draws the next target), dream and reality may part there
+    with neither of them wrong, and what is dreamed later need not be real: `first_precision` looks at the first dreamed
+    reward of each episode alone.
+
     Args:
         results: of `episode_result`, one at least.
         tolerance: steps by which a dreamed reward may come early or late and still be backed by a real one.
@@ -49,6 +53,7 @@ def reward_figures(results: Sequence[Result], tolerance: int) -> dict[str, Any]:
         "episodes": len(results),
         "steps": sum(result["steps"] for result in results),
         **_agreement(matches),
+        **_first(matches),
         "dreamed_return": means[0],
         "dreamed_return_interval95": interval95(returns[0]),
         "real_return": means[1],
@@ -106,6 +111,20 @@ def _agreement(matches: Sequence[RewardAgreement]) -> dict[str, Any]:
         "recall": sum(hits) / sum(real) if sum(real) else None,
         "recall_interval95": proportion95(hits, real),
         "unbacked_share": sum(alarms) / sum(dreamed) if sum(dreamed) else None,
+    }
+
+
+def _first(matches: Sequence[RewardAgreement]) -> dict[str, Any]:
+    """Whether the first reward that an episode dreams is a real one."""
+    backed = []
+    for match in matches:
+        dreamed = [(step, 1) for _, step in match.hits] + [(step, 0) for step in match.false_alarms]
+        if dreamed:
+            backed.append(min(dreamed)[1])
+    return {
+        "episodes_with_dreamed_rewards": len(backed),
+        "first_precision": sum(backed) / len(backed) if backed else None,
+        "first_precision_interval95": proportion95(backed, [1] * len(backed)),
     }
 
 

@@ -95,6 +95,7 @@ def test_minibatches_hold_every_step_once_with_its_own_action_and_observation():
         batches = list(rollouts.get(5))
         assert [len(batch.actions) for batch in batches] == [5, 5, 2]
         actions = torch.cat([batch.actions for batch in batches]).flatten()
+        assert all(batch.observations.movedim(1, -1).is_contiguous() for batch in batches)
         obs = torch.cat([batch.observations for batch in batches])
         assert obs.shape[1:] == (3, 8, 8) and obs.dtype == torch.uint8
         torch.testing.assert_close(obs[:, 0, 0, 0].float(), actions)

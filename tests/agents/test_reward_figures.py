@@ -37,6 +37,17 @@ def test_signs_of_exploitation_are_counted():
     assert figures["gap"] == pytest.approx(0.75) and figures["return_ratio"] == 4
 
 
+def test_what_an_episode_dreams_first_is_told_apart_from_what_follows():
+    # After the first reward chance has put the next target elsewhere: one is dreamed at 50, the real one comes at 90.
+    parted = result([10, 50], [11, 90])
+    false_first = result([5, 20], [20])
+    figures = reward_figures([parted, parted, parted, false_first, result([], [7])], tolerance=3)
+    assert figures["precision"] == 0.5 and figures["first_precision"] == 0.75
+    assert figures["episodes_with_dreamed_rewards"] == 4
+    low, high = figures["first_precision_interval95"]
+    assert low < 0.4 and high > 0.9
+
+
 def test_ranges_of_steps_are_told_apart():
     rows = {row["steps"]: row for row in reward_figures([result([5, 110], [5, 60])], tolerance=3)["by_range"]}
     assert rows["1-10"]["precision"] == rows["1-10"]["recall"] == 1
@@ -46,7 +57,16 @@ def test_ranges_of_steps_are_told_apart():
 
 def test_no_rewards_at_all_define_no_precision():
     figures = reward_figures([result([], []), result([], [])], tolerance=3)
-    for name in ("precision", "precision_interval95", "recall", "recall_interval95", "gap", "return_ratio"):
+    for name in (
+        "precision",
+        "first_precision",
+        "first_precision_interval95",
+        "precision_interval95",
+        "recall",
+        "recall_interval95",
+        "gap",
+        "return_ratio",
+    ):
         assert figures[name] is None
     assert figures["most_unbacked_in_a_row"] == figures["longest_dreamed_run"] == 0
 
