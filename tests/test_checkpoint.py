@@ -158,4 +158,4 @@ def test_the_packaged_checkpoint_is_a_world_model_of_memory_maze():
     loaded = load_checkpoint("memory-maze")
     assert loaded.observation_space.shape == (64, 64, 3)
     assert loaded.action_space.n == 6  # pyright: ignore[reportAttributeAccessIssue]
-    assert WorldModel.from_checkpoint("memory-maze").config.to_dict() == loaded.config
+    assert WorldModel.from_checkpoint("memory-maze").config.to_dict().items() >= loaded.config.items()

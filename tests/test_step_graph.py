@@ -83,8 +83,10 @@ def assert_same_state(a: ModelState, b: ModelState, tolerance: float | None = No
         {"frame_height": 32, "block_sizes": (2, 1), "window": 5, "reward_values": (-1.0, 0.0, 2.0)},
         {"action_kind": "continuous", "action_size": 2},
         {"pose_size": 4},
+        {"pose_size": 4, "pose_kind": "planar", "hide_noise": True},
+        {"num_scan_groups": 2},
     ],
-    ids=["default", "four layers", "not square", "continuous", "pose"],
+    ids=["default", "four layers", "not square", "continuous", "pose", "planar", "two groups"],
 )
 @pytest.mark.parametrize(("num_denoising_steps", "num_steps"), [(1, 30), (3, 8)])
 def test_a_step_says_what_the_models_step_says_and_leaves_the_same_memory(overrides, num_denoising_steps, num_steps):
@@ -222,14 +224,19 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("overrides", [{}, {"action_kind": "continuous", "action_size": 2}], ids=["discrete", "box"])
+@pytest.mark.parametrize(
+    "overrides",
+    [{}, {"action_kind": "continuous", "action_size": 2}, {"pose_size": 4, "pose_kind": "planar"}],
+    ids=["discrete", "box", "planar"],
+)
 def test_a_step_neither_waits_for_a_value_nor_brings_one_from_the_host(overrides):
     """Either would break a CUDA graph, which cannot be captured here."""
     model = tiny_model(**overrides)
     graph = loaded(model, read(model), num_denoising_steps=2)
     action = some_actions(model, BATCH, 0)
+    pose = torch.randn(BATCH, 4) if model.config.pose_size else None
     with Recorder() as recorder:
-        graph.step(action)
+        graph.step(action, pose)
     assert {"mm", "argmax", "lerp"} <= recorder.names
     assert not recorder.names & {"_local_scalar_dense", "nonzero", "lift_fresh", "scalar_tensor"}
 

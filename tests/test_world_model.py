@@ -36,9 +36,13 @@ def random_weights(model: WorldModel, seed: int = 0) -> WorldModel:
 
 
 @pytest.fixture(scope="module")
-def model() -> WorldModel:
+def model(request: pytest.FixtureRequest) -> WorldModel:
     torch.manual_seed(0)
-    return random_weights(WorldModel(CONFIG))
+    groups: int = getattr(request, "param", 1)
+    return random_weights(WorldModel(dataclasses.replace(CONFIG, num_scan_groups=groups)))
+
+
+with_and_without_groups = pytest.mark.parametrize("model", [1, 4], ids=["one group", "four groups"], indirect=True)
 
 
 def clip(frames: int = FRAMES, batch: int = 2, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,6 +62,7 @@ def assert_same_state(a: ModelState, b: ModelState, rtol: float = 1e-4) -> None:
         torch.testing.assert_close(first[name], second[name], rtol=rtol, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@with_and_without_groups
 @pytest.mark.parametrize("cuts", [[1], [4], [10], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [3, 7]])
 def test_context_split_anywhere_gives_the_same_state(model: WorldModel, cuts: list[int]) -> None:
     frames, actions = clip()
@@ -78,6 +83,7 @@ def test_context_longer_than_one_parallel_pass_equals_frame_by_frame(model: Worl
     assert whole.num_frames.tolist() == [140]
 
 
+@with_and_without_groups
 def test_parallel_training_pass_equals_frame_by_frame_denoising(model: WorldModel) -> None:
     frames, actions = clip()
     level = torch.zeros(2, FRAMES)
@@ -90,6 +96,7 @@ def test_parallel_training_pass_equals_frame_by_frame_denoising(model: WorldMode
     torch.testing.assert_close(output.termination_logits[:, -1], prediction.termination_logits, rtol=1e-4, atol=1e-5)
 
 
+@with_and_without_groups
 def test_no_output_depends_on_a_later_frame_action_or_noise_level(model: WorldModel) -> None:
     g = torch.Generator().manual_seed(0)
     frames, level = torch.randn(1, FRAMES, 3, 32, 32, generator=g), torch.rand(1, FRAMES, generator=g)
@@ -117,6 +124,7 @@ def test_memory_reaches_beyond_the_attention_window(model: WorldModel) -> None:
     assert (predictions[0] - predictions[1]).abs().max() > 1e-6
 
 
+@with_and_without_groups
 @pytest.mark.parametrize("num_denoising_steps", [1, 3])
 def test_step_equals_denoise_then_advance(model: WorldModel, num_denoising_steps: int) -> None:
     fused = separate = read(model)

@@ -26,7 +26,7 @@ from training.distributed import Processes
 from training.ema import ExponentialMovingAverage
 from training.losses import class_weights
 from training.provenance import command_arguments, provenance
-from training.recipes import RECIPES, Recipe, Stage
+from training.recipes import Recipe, Stage, make_recipe
 from training.run_state import RunState
 from training.trainer import make_optimizer, prepare_gpu, train_step
 from wm_gym.files import write_json
@@ -74,7 +74,7 @@ VARIANTS: dict[str, Callable[[WorldModel], None]] = {
 def main(config: BenchTrain) -> None:
     if not torch.cuda.is_available():
         raise SystemExit("training.bench_train needs a CUDA device.")
-    recipe = RECIPES[config.recipe]()
+    recipe = make_recipe(config.recipe)
     stage = recipe.stages[config.stage]
     results: dict[str, Any] = {}
     text = ""

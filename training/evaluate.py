@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.baselines import model_type
+from training.pose_input import Conditioning, needs_poses
 from training.provenance import provenance
 from training.recall.measure import Recall, measure_recall, print_recall
 from training.recall.options import RecallOptions
@@ -76,10 +77,12 @@ def evaluate(arguments: Arguments, argv: Sequence[str]) -> dict[str, Any]:
     if arguments.strips is not None:
         save_strips(arguments.strips, rollouts, dreamed, arguments.context)
     head_frames = arguments.head_frames or arguments.context + arguments.frames
+    conditioning = short_look_conditioning(model, arguments)
     return {
         **_subject(arguments, checkpoint, rollouts),
+        "conditioning": conditioning,
         "frame": frame_figures(dreamed, real, last),
-        "reward": head_figures(model, rollouts, head_frames, arguments.noise_seed, batch_size),
+        "reward": head_figures(model, rollouts, head_frames, arguments.noise_seed, batch_size, conditioning),
         **provenance("training.evaluate", argv),
     }
 
@@ -149,7 +152,10 @@ def _subject(arguments: Arguments, checkpoint: Checkpoint, rollouts: Rollouts) -
     """What was measured on what, as it goes into the JSON file."""
     return {
         "checkpoint": Path(arguments.checkpoint).name,
+        "recipe": checkpoint.metadata.get("name"),
+        "num_parameters": sum(tensor.numel() for tensor in checkpoint.tensors.values()),
         "frames_seen": checkpoint.metadata.get("frames_seen"),
+        "total_frames_seen": total_frames_seen(checkpoint.metadata),
         "env_id": rollouts.env_id,
         "policy": rollouts.policy,
         "seeds": list(rollouts.seeds),
@@ -157,6 +163,16 @@ def _subject(arguments: Arguments, checkpoint: Checkpoint, rollouts: Rollouts) -
         "frames": arguments.frames,
         "num_denoising_steps": arguments.num_denoising_steps,
     }
+
+
+def total_frames_seen(metadata: dict[str, Any]) -> int | None:
+    """Frames of this run and of those whose weights it started from; None if one does not tell."""
+    total, run = 0, metadata
+    while run is not None:
+        if (seen := run.get("frames_seen")) is None:
+            return None
+        total, run = total + seen, run.get("continues")
+    return total
 
 
 def load_rollouts(arguments: Arguments, checkpoint: Checkpoint) -> Rollouts:
@@ -206,7 +222,7 @@ def dream(model: WorldModel, rollouts: Rollouts, arguments: Arguments, batch_siz
     dreams = []
     num_context = arguments.context
     for rows in row_batches(rollouts, batch_size):
-        frames, actions, pose = on_device(model, rollouts, rows)
+        frames, actions, pose = on_device(model, rollouts, rows, short_look_conditioning(model, arguments))
         generators = [torch.Generator().manual_seed(arguments.noise_seed + seed) for seed in rollouts.seeds[rows]]
         state = model.initial_state(len(frames))
         context_pose = None if pose is None else pose[:, :num_context]
@@ -220,6 +236,11 @@ def dream(model: WorldModel, rollouts: Rollouts, arguments: Arguments, batch_siz
             imagined.append(model_to_frames(prediction.frame).cpu())
         dreams.append(torch.stack(imagined, dim=1))
     return torch.cat(dreams)
+
+
+def short_look_conditioning(model: WorldModel, arguments: Arguments) -> Conditioning:
+    """Without a protocol a model that can do nothing without poses is given them."""
+    return "pose" if needs_poses(model.config) else arguments.recall.conditioning
 
 
 def frame_figures(dreamed: Tensor, real: Tensor, last: Tensor) -> dict[str, Any]:

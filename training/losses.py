@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.dataset import Batch
+from training.revisits import Turns, no_turns, turn_round
 from wm_gym.array_typing import FrameMask, ModelFrames, NoiseLevels, Poses
 from wm_gym.codec import frames_to_model
 from wm_gym.flow import add_noise, expand_level
+from wm_gym.poses import relative_to_first
 from wm_gym.world_model import WorldModel
 
 # Name -> [numerator, denominator]; sums over steps and processes, divided only when logged, weigh every frame equally.
@@ -32,6 +34,8 @@ class LossConfig:
     clean_level: float = 0.05
     pure_noise_fraction: float = 0.4  # of the frames, with level 1; the rest has U(0, 1)
     prefix_probability: float = 0.5  # of a sequence to begin with a clean prefix, longer than half of it
+    noise_after_prefix: float = 0.0  # of these sequences: nothing but pure noise follows, to be told from memory alone
+    revisit_probability: float = 0.0  # of a sequence to turn round and show its frames again; its prefix ends there
     min_frame_level: float = 0.1  # frames with a lower level are context and have no frame loss
     reward_weight: float = 0.05
     termination_weight: float = 0.05
@@ -40,10 +44,12 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         fractions = (self.clean_fraction, self.pure_noise_fraction, self.clean_fraction + self.pure_noise_fraction)
-        if not all(0 <= fraction <= 1 for fraction in (*fractions, self.prefix_probability)):
+        fractions += (self.prefix_probability, self.noise_after_prefix, self.revisit_probability)
+        if not all(0 <= fraction <= 1 for fraction in fractions):
             raise ValueError(
-                "clean_fraction, pure_noise_fraction, their sum and prefix_probability must be in [0, 1], got "
-                f"{self.clean_fraction}, {self.pure_noise_fraction} and {self.prefix_probability}."
+                "clean_fraction, pure_noise_fraction, their sum, prefix_probability, noise_after_prefix and "
+                f"revisit_probability must be in [0, 1], got {self.clean_fraction}, {self.pure_noise_fraction}, "
+                f"{self.prefix_probability}, {self.noise_after_prefix} and {self.revisit_probability}."
             )
         if not 0 <= self.clean_level <= self.min_frame_level < 1:
             raise ValueError(
@@ -98,7 +104,9 @@ def reward_classes(rewards: Tensor, values: Tensor) -> Tensor:
     return (rewards.unsqueeze(-1) - values).abs().argmin(-1)
 
 
-def sample_noise_levels(batch: int, length: int, config: LossConfig, generator: torch.Generator) -> NoiseLevels:
+def sample_noise_levels(
+    batch: int, length: int, config: LossConfig, generator: torch.Generator, turns: Turns | None = None
+) -> NoiseLevels:
     """Noise levels [batch, length] on the generator's device: a mixture per frame, 0 on the prefixes."""
     device = generator.device
     kind, uniform = torch.rand(2, batch, length, generator=generator, device=device)
@@ -107,8 +115,15 @@ def sample_noise_levels(batch: int, length: int, config: LossConfig, generator: 
     has_prefix, position = torch.rand(2, batch, 1, generator=generator, device=device)
     shortest = length // 2 + 1
     prefix = shortest + (position * max(length - shortest, 0)).long()  # in [shortest, length - 1]: a frame remains
+    if turns is not None:
+        turn = turns.first_revisit[:, None]
+        prefix = torch.where(turn < length, turn, prefix)
+    has_prefix = (has_prefix < config.prefix_probability) & (shortest < length)
+    if config.noise_after_prefix > 0:
+        only_noise = torch.rand(batch, 1, generator=generator, device=device) < config.noise_after_prefix
+        level = torch.where(has_prefix & only_noise, 1.0, level)
     in_prefix = torch.arange(length, device=device) < prefix
-    return torch.where(in_prefix & (has_prefix < config.prefix_probability) & (shortest < length), 0.0, level)
+    return torch.where(in_prefix & has_prefix, 0.0, level)
 
 
 def world_model_loss(
@@ -131,12 +146,20 @@ def world_model_loss(
         mean_over_processes: of a number on the device. What the loss divides by is averaged with it, so that the mean
             of all processes' gradients is that of one process with the whole batch.
     """
+    size, length = batch.frames.shape[:2]
+    turns = no_turns(size, length, batch.frames.device)
+    if config.revisit_probability > 0:
+        if not model.config.pose_size:
+            raise ValueError("revisit_probability is above 0, but only poses tell a model where it is led back.")
+        batch, turns = turn_round(batch, config.revisit_probability, generator)
     frames = frames_to_model(batch.frames)
     poses = batch.pose if model.config.pose_size else None
+    if poses is not None and model.config.pose_kind == "planar":
+        poses = relative_to_first(poses)
     context = frames
     if self_context > 0:
         context = _own_frames(model, batch, frames, poses, config, generator, self_context)
-    levels = sample_noise_levels(frames.shape[0], frames.shape[1], config, generator)
+    levels = sample_noise_levels(size, length, config, generator, turns)
     is_target = levels > config.min_frame_level
     noisy = _noisy(torch.where(expand_level(is_target, frames), frames, context), levels, generator)
     output = model(noisy, levels, batch.actions, poses)
@@ -144,15 +167,22 @@ def world_model_loss(
     squared_error = (output.frame.float() - frames).square().mean((2, 3, 4))
     num_targets = mean_over_processes(is_target.sum().float()).clamp(min=1e-6)
     frame_loss = (squared_error * is_target).sum() / num_targets
+    has_events = ~turns.is_revisit[:, 1:]
     reward_loss, reward_metrics = _reward_loss(
-        output.reward_logits[:, 1:].float(), batch.rewards, levels[:, 1:], config, weights, mean_over_processes
+        output.reward_logits[:, 1:].float(),
+        batch.rewards,
+        levels[:, 1:],
+        has_events,
+        config,
+        weights,
+        mean_over_processes,
     )
     termination_loss = _termination_loss(
-        output.termination_logits[:, 1:].float(), batch.terminations, config, weights.termination
+        output.termination_logits[:, 1:].float(), batch.terminations, has_events, config, weights.termination
     )
     loss = frame_loss + config.reward_weight * reward_loss + config.termination_weight * termination_loss
     metrics = {"loss": _mean(loss), "mse": _mean(frame_loss)}
-    metrics |= _frame_metrics(squared_error.detach(), levels, is_target)
+    metrics |= _frame_metrics(squared_error.detach(), levels, is_target, turns.is_revisit)
     metrics |= {"reward/loss": _mean(reward_loss), **reward_metrics, "termination/loss": _mean(termination_loss)}
     return loss, metrics
 
@@ -183,6 +213,7 @@ def _reward_loss(
     logits: Tensor,
     rewards: Tensor,
     levels: NoiseLevels,
+    counted: FrameMask,
     config: LossConfig,
     weights: ClassWeights,
     mean_over_processes: Callable[[Tensor], Tensor],
@@ -194,9 +225,10 @@ def _reward_loss(
     """
     target = reward_classes(rewards, weights.reward_values)
     shifted = logits + _logit_shift(weights.reward, config)
-    total = F.cross_entropy(shifted.flatten(0, 1), target.flatten(), weight=weights.reward, reduction="sum")
-    loss = total / mean_over_processes(weights.reward[target].sum())
-    is_noise = levels == 1
+    each = F.cross_entropy(shifted.flatten(0, 1), target.flatten(), weight=weights.reward, reduction="none")
+    total = (each * counted.flatten()).sum()
+    loss = total / mean_over_processes((weights.reward[target] * counted).sum()).clamp(min=1e-6)
+    is_noise = (levels == 1) & counted
     said, true = weights.reward_values[logits.argmax(-1)] != 0, weights.reward_values[target] != 0
     hits = (said & true & is_noise).sum()
     metrics = {
@@ -206,10 +238,13 @@ def _reward_loss(
     return loss, metrics
 
 
-def _termination_loss(logits: Tensor, terminations: Tensor, config: LossConfig, weight: Tensor) -> Tensor:
+def _termination_loss(
+    logits: Tensor, terminations: Tensor, counted: FrameMask, config: LossConfig, weight: Tensor
+) -> Tensor:
     target = terminations.to(logits.dtype)
     shifted = logits + _logit_shift(weight, config)
-    return F.binary_cross_entropy_with_logits(shifted, target, weight=torch.where(terminations, weight, 1.0))
+    each = torch.where(terminations, weight, 1.0) * counted
+    return F.binary_cross_entropy_with_logits(shifted, target, weight=each)
 
 
 def _logit_shift(weight: Tensor, config: LossConfig) -> Tensor:
@@ -217,13 +252,16 @@ def _logit_shift(weight: Tensor, config: LossConfig) -> Tensor:
     return (weight / config.rare_class_odds).clamp(min=1).log()
 
 
-def _frame_metrics(squared_error: NoiseLevels, levels: NoiseLevels, is_target: FrameMask) -> Metrics:
+def _frame_metrics(
+    squared_error: NoiseLevels, levels: NoiseLevels, is_target: FrameMask, is_revisit: FrameMask
+) -> Metrics:
     # The range [-1, 1] is 2 wide: PSNR = 10 log10(2^2 / MSE).
     psnr = 10 * torch.log10(4 / squared_error.clamp(min=1e-6))
     from_noise = levels == 1
     return {
         "psnr/from_noise": _masked(psnr, from_noise),
         "psnr/from_middle_levels": _masked(psnr, is_target & ~from_noise),
+        "psnr/revisited_from_noise": _masked(psnr, from_noise & is_revisit),
     }
 
 

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 
 from wm_gym.backtrack import Backtracker
 from wm_gym.policies import Navigator, Policy, RandomPolicy
@@ -15,12 +16,16 @@ from wm_gym.policy_loading import FunctionPolicy, make_function_policy
 
 __all__ = ["FunctionPolicy", "Navigator", "Policy", "RandomPolicy", "make_policy"]
 
+MIXTURE = (0.75, 0.15, 0.1)  # of "mixed": navigator, random, backtrack
+MIXTURE_STREAM = 5  # keeps this choice apart from the policies' own random numbers
+
 
 def make_policy(name: str, env: gym.Env[Any, Any], seed: int) -> Policy:
     """Makes a policy for one episode of `env`.
 
     Args:
-        name: "random", "navigator", "backtrack-N" (Memory Maze; walks for N steps and then back the way it came), or
+        name: "random", "navigator", "backtrack-N" (Memory Maze; walks for N steps and then back the way it came),
+            "mixed" (Memory Maze; a navigator in most episodes, in the others random actions or a way back), or
             "PACKAGE.MODULE:FUNCTION". The function is called as function(env, seed) before
             each episode and returns a `Policy`, or a callable (obs, info) -> action. It sees the environment's own
             observations, whatever of them is recorded, and takes all its randomness from the seed.
@@ -32,6 +37,8 @@ def make_policy(name: str, env: gym.Env[Any, Any], seed: int) -> Policy:
     """
     if ":" in name:
         return make_function_policy(name, env, seed)
+    if name == "mixed":
+        name = mixed_policy_name(seed)
     if match := re.fullmatch(r"backtrack-(\d+)", name):
         make_named_policy("navigator", env, seed)  # raises for an environment that it cannot walk in
         return Backtracker(seed, int(match[1]))
@@ -40,5 +47,12 @@ def make_policy(name: str, env: gym.Env[Any, Any], seed: int) -> Policy:
     except ValueError as error:
         if name in ("random", "navigator"):
             raise
-        known = "'random', 'navigator', 'backtrack-N' or PACKAGE.MODULE:FUNCTION"
+        known = "'random', 'navigator', 'backtrack-N', 'mixed' or PACKAGE.MODULE:FUNCTION"
         raise ValueError(f"A policy is {known}, got {name!r}.") from error
+
+
+def mixed_policy_name(seed: int) -> str:
+    """What "mixed" plays in an episode. Agents that learn in a dream begin with random actions: it must know them."""
+    rng = np.random.default_rng((seed, MIXTURE_STREAM))
+    names = ("navigator", "random", f"backtrack-{rng.integers(100, 500)}")
+    return str(rng.choice(names, p=MIXTURE))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from training.baselines import Architecture, baseline_config
+from training.baselines import Architecture, matching_config
 from training.losses import LossConfig
 from wm_gym.world_model import WorldModelConfig
 
@@ -36,7 +36,9 @@ class Recipe:
     model: WorldModelConfig = field(default_factory=WorldModelConfig)  # frame and action sizes come from the data
     loss: LossConfig = field(default_factory=LossConfig)
     max_minutes: float = 0.0  # wall-clock budget including compilation and earlier sessions; 0: none
+    memory_frames: tuple[float, float] | None = None  # decay times of the scans' heads at step 0; None: Mamba2's own
     reward_window_fraction: float = 0.0  # of the segments, drawn around a reward; for data with hardly any
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 6e-4
     warmup_steps: int = 500
     decay: Literal["cosine", "linear"] = "cosine"  # to 0 over the whole run, or over its last `decay_fraction`
@@ -44,6 +46,9 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
     clip_norm: float = 1.0
+    carried_frames: int = 0  # no gradient passes further back than parts of so many frames (training.carried); 0: off
+    state_reconstruction: float = 0.0  # weight of asking the state after each part for an earlier frame
+    attention_drop: float = 0.0  # of layers and sequences: trained without local attention (training.stochastic_depth)
     ema_decay: float = 0.999
     checkpoint_layers: bool = (
         False  # recompute layers in the backward pass: a third more time, a fraction of the memory
@@ -64,6 +69,15 @@ class Recipe:
                 raise ValueError(
                     f"A stage needs length >= 2, batch_size >= 1, fraction > 0 and self_context in [0, 1], got {stage}."
                 )
+        if not 0 <= self.attention_drop < 1:
+            raise ValueError(f"attention_drop must be at least 0 and below 1, got {self.attention_drop}.")
+        if self.carried_frames < 0 or self.state_reconstruction < 0:
+            raise ValueError(
+                "carried_frames and state_reconstruction must not be negative, got "
+                f"{self.carried_frames} and {self.state_reconstruction}."
+            )
+        if self.state_reconstruction > 0 and not self.carried_frames:
+            raise ValueError("state_reconstruction asks states at the end of parts; set carried_frames, such as to 64.")
         if self.steps < 1 or self.log_steps < 1 or self.num_checkpoints < 1:
             raise ValueError(
                 "steps, log_steps and num_checkpoints must be at least 1, got "
@@ -129,6 +143,33 @@ def memory_maze_9x9_continued() -> Recipe:
     )
 
 
+def memory_maze_9x9_pose() -> Recipe:
+    """The checkpoint that recalls: conditioned on planar poses, half of its sequences turn round.
+
+    Poses are what a memory is asked by: first the network learns to find what it saw at a pose, then to go on from it.
+    Without poses an odometry (`training.odometry`) tells them from the actions.
+    """
+    recipe = memory_maze_9x9()
+    return dataclasses.replace(
+        recipe,
+        model=WorldModelConfig(
+            block_sizes=(2, 1, 4, 1, 8, 1, 2, 1),
+            num_scan_groups=4,
+            feed_forward_multiplier=3,
+            pose_size=4,
+            pose_kind="planar",
+            hide_noise=True,
+        ),
+        loss=LossConfig(revisit_probability=0.5, noise_after_prefix=0.5),
+        stages=(
+            Stage(length=400, batch_size=8, fraction=0.55),
+            Stage(length=800, batch_size=4, fraction=0.2),
+            Stage(length=800, batch_size=4, fraction=0.25, self_context=0.5),
+        ),
+        memory_frames=(16.0, 8000.0),
+    )
+
+
 def tiny() -> Recipe:
     """Two minutes on a CPU: shows that the pipeline learns, not how well."""
     return Recipe(
@@ -146,66 +187,66 @@ def tiny() -> Recipe:
     )
 
 
-def _baseline(architecture: Architecture, num_layers: int, longest: int = 400, **changes: int) -> Recipe:
-    """`memory_maze_9x9` with another network: equal parameters within 3%, equal frames in every step, equal losses.
+def _with_network(base: Recipe, architecture: Architecture, longest: int = 0, **changes: int) -> Recipe:
+    """`base` with another network: about equal parameters, equal frames in every step, equal losses.
 
     Args:
-        longest: frames of a segment that the network can take; shorter segments come in larger batches.
+        longest: frames of a segment that the network can take, 0 for any; shorter segments come in larger batches.
     """
-    recipe = memory_maze_9x9()
     stages = []
-    for stage in recipe.stages:
-        length = min(stage.length, longest)
-        batch_size = stage.batch_size * stage.length // length
-        stages.append(dataclasses.replace(stage, length=length, batch_size=batch_size))
-    model = baseline_config(architecture, num_layers, recipe.model, **changes)
-    return dataclasses.replace(recipe, model=model, stages=tuple(stages))
+    for stage in base.stages:
+        length = min(stage.length, longest or stage.length)
+        stages.append(dataclasses.replace(stage, length=length, batch_size=stage.batch_size * stage.length // length))
+    return dataclasses.replace(base, model=matching_config(architecture, base.model, **changes), stages=tuple(stages))
 
 
-def causal_transformer() -> Recipe:
+def _with_blocks(base: Recipe, block_size: int) -> Recipe:
+    """`base` with the same block size in every layer."""
+    block_sizes = (block_size,) * len(base.model.block_sizes)
+    return dataclasses.replace(base, model=dataclasses.replace(base.model, block_sizes=block_sizes))
+
+
+# Rows of the comparison: each is a recipe of ours with another network or another loss (``--base NAME``).
+
+
+def causal_transformer(base: Recipe) -> Recipe:
     """Sees its own and all earlier frames; the reference of what can be recalled."""
-    return _baseline("causal_transformer", 12)
+    return _with_network(base, "causal_transformer")
 
 
-def causal_transformer_192() -> Recipe:
+def causal_transformer_192(base: Recipe) -> Recipe:
     """Sees its own and the 192 frames before it."""
-    return _baseline("sliding_transformer", 12)
+    return _with_network(base, "sliding_transformer")
 
 
-def mamba2() -> Recipe:
+def mamba2(base: Recipe) -> Recipe:
     """One Mamba2 scan over all tokens, no attention; its state is larger than ours, to spend equal parameters."""
-    return _baseline("mamba2", 10, state_dim=128)
+    return _with_network(base, "mamba2", state_dim=2 * base.model.state_dim)
 
 
-def dfot_25() -> Recipe:
+def dfot_25(base: Recipe) -> Recipe:
     """Denoises 25 frames that all see each other (DFoT, arXiv 2502.06764)."""
-    return _baseline("bidirectional", 12, longest=25)
+    return _with_network(base, "bidirectional", longest=25)
 
 
-def mamba2_frame_attention() -> Recipe:
+def mamba2_frame_attention(base: Recipe) -> Recipe:
     """Ours without blocks: one scan over all tokens, and frame-local attention. Two rows of the paper are this."""
-    recipe = memory_maze_9x9()
-    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, block_sizes=(8,) * 8))
+    return _with_blocks(base, math.gcd(base.model.token_rows, base.model.token_columns))
 
 
-def block_size_1() -> Recipe:
+def block_size_1(base: Recipe) -> Recipe:
     """Ours with a scan of its own for every token, in every layer."""
-    recipe = memory_maze_9x9()
-    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, block_sizes=(1,) * 8))
+    return _with_blocks(base, 1)
 
 
-def without_long_context() -> Recipe:
+def without_long_context(base: Recipe) -> Recipe:
     """Ours without clean prefixes: plain diffusion forcing."""
-    recipe = memory_maze_9x9()
-    return dataclasses.replace(recipe, loss=dataclasses.replace(recipe.loss, prefix_probability=0.0))
+    return dataclasses.replace(base, loss=dataclasses.replace(base.loss, prefix_probability=0.0))
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {
-    recipe.__name__: recipe
-    for recipe in (
-        memory_maze_9x9,
-        memory_maze_9x9_continued,
-        tiny,
+ROWS: dict[str, Callable[[Recipe], Recipe]] = {
+    row.__name__: row
+    for row in (
         causal_transformer,
         causal_transformer_192,
         mamba2,
@@ -215,3 +256,25 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         dfot_25,
     )
 }
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    recipe.__name__: recipe for recipe in (memory_maze_9x9, memory_maze_9x9_continued, memory_maze_9x9_pose, tiny)
+}
+ROW_BASE = memory_maze_9x9_pose.__name__  # of the rows, unless --base names another
+
+
+def make_recipe(name: str, base: str = "") -> Recipe:
+    """A recipe by its name, or a row of the comparison over the recipe `base`.
+
+    Raises:
+        ValueError: a name that there is not, or a base for a recipe that has none.
+    """
+    if name in RECIPES and not base:
+        return RECIPES[name]()
+    if name in RECIPES:
+        raise ValueError(f"{name} is a recipe of its own; --base is for the rows {', '.join(ROWS)}.")
+    if name not in ROWS or (base and base not in RECIPES):
+        raise ValueError(
+            f"There is no recipe {base if name in ROWS else name!r}; recipes are {', '.join(RECIPES)}, and rows over "
+            f"them {', '.join(ROWS)}."
+        )
+    return ROWS[name](RECIPES[base or ROW_BASE]())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from training.pose_input import Conditioning, model_poses
 from training.rollouts import Rollouts
 from wm_gym.codec import frames_to_model
 from wm_gym.world_model import WorldModel
@@ -18,20 +19,26 @@ from wm_gym.world_model import WorldModel
 
 @torch.inference_mode()
 def head_figures(
-    model: WorldModel, rollouts: Rollouts, num_frames: int, noise_seed: int, batch_size: int
+    model: WorldModel,
+    rollouts: Rollouts,
+    num_frames: int,
+    noise_seed: int,
+    batch_size: int,
+    conditioning: Conditioning = "pose",
 ) -> dict[str, Any]:
     """Precision, recall and F1 of rewards other than 0, over the first `num_frames` frames of each rollout.
 
     "from_noise": what an environment reports. Before a frame is seen, one denoising pass from pure noise predicts its
     reward from the real frames so far and the action; then the real frame is taken in, and so on, frame by frame.
-    "on_frame": from the real frame itself, by one parallel pass over clean frames (equal to reading frame by frame).
+    "on_frame": from the real frame itself, by one parallel pass over clean frames (equal to reading frame by frame). In
+    it a model that takes poses is always given them.
     """
     from_noise, on_frame = [], []
     for rows in row_batches(rollouts, batch_size):
-        frames, actions, pose = on_device(model, rollouts, rows, num_frames)
+        frames, actions, pose = on_device(model, rollouts, rows, conditioning, num_frames)
         generator = torch.Generator(model.device).manual_seed(noise_seed + rollouts.seeds[rows][0])
         from_noise.append(_rewards_from_noise(model, frames, actions, pose, generator))
-        on_frame.append(_rewards_on_frame(model, frames, actions, pose))
+        on_frame.append(_rewards_on_frame(model, *on_device(model, rollouts, rows, "pose", num_frames)))
     real = rollouts.rewards[:, : num_frames - 1]
     return {
         "frames_per_maze": num_frames,
@@ -91,9 +98,10 @@ def row_batches(rollouts: Rollouts, batch_size: int) -> Iterator[slice]:
 
 
 def on_device(
-    model: WorldModel, rollouts: Rollouts, rows: slice, num_frames: int | None = None
+    model: WorldModel, rollouts: Rollouts, rows: slice, conditioning: Conditioning, num_frames: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Frames, actions and, if the model wants it, pose of some rollouts' first frames."""
+    """Frames, actions and, if the model is to have them, poses of some rollouts' first frames."""
     frames = rollouts.frames[rows, :num_frames].to(model.device)
     actions = rollouts.actions[rows, : None if num_frames is None else num_frames - 1].to(model.device)
-    return frames, actions, rollouts.pose[rows, :num_frames].to(model.device) if model.config.pose_size else None
+    pose = model_poses(model.config, rollouts.pose[rows, :num_frames], conditioning)
+    return frames, actions, None if pose is None else pose.to(model.device)

@@ -33,13 +33,14 @@ def scan_case(
     heads: int = 2,
     dim: int = 16,
     state_dim: int = 16,
+    groups: int = 1,
     block_size: int = 2,
     state_dtype: torch.dtype = torch.float32,
     num_committed: int = 1,
 ) -> dict[str, Any]:
     """Arguments of ``scan_step``."""
     rows, columns = grid
-    inner, mixed = heads * dim, heads * dim + 2 * state_dim
+    inner, mixed = heads * dim, heads * dim + 2 * groups * state_dim
     blocks = rows * columns // block_size**2
     f32 = torch.float32
     return {

@@ -24,9 +24,10 @@ from training.baselines import build_model
 from training.dataset import EpisodeDataset
 from training.distributed import Processes, start_processes
 from training.ema import ExponentialMovingAverage
+from training.initialisation import set_memory_length
 from training.loader import BatchLoader, open_dataset
 from training.losses import ClassWeights, class_weights
-from training.recipes import RECIPES, Recipe
+from training.recipes import RECIPES, ROWS, Recipe, make_recipe
 from training.run_log import RunLog
 from training.run_state import RunState, checkpoints, load_data_seeds, load_run_state, save_run_state
 from training.store import open_store
@@ -55,7 +56,8 @@ AGREEMENT_STEPS = 10
 
 @dataclass(frozen=True)
 class Arguments:
-    """Trains a world model on a store of episodes. `--recipe NAME` chooses the defaults of the `--recipe.…` fields."""
+    """Trains a world model on a store of episodes. `--recipe NAME` chooses the defaults of the `--recipe.…` fields; for
+    a row of the comparison (training.recipes.ROWS) `--base NAME` is the recipe that it changes."""
 
     data: Path  # store written by training.collect
     out: Path  # folder of the run; an existing run goes on
@@ -74,9 +76,11 @@ class Arguments:
 
 def parse_arguments(argv: Sequence[str]) -> Arguments:
     names = argparse.ArgumentParser(prog="python -m training.train", add_help=False, allow_abbrev=False)
-    names.add_argument("--recipe", choices=sorted(RECIPES), required=True)
+    names.add_argument("--recipe", choices=sorted([*RECIPES, *ROWS]), required=True)
+    names.add_argument("--base", choices=sorted(RECIPES), default="")
     chosen, rest = names.parse_known_args(argv)
-    default: Any = Arguments(tyro.MISSING, tyro.MISSING, RECIPES[chosen.recipe](), recipe_name=chosen.recipe)
+    recipe = make_recipe(chosen.recipe, chosen.base)
+    default: Any = Arguments(tyro.MISSING, tyro.MISSING, recipe, recipe_name=chosen.recipe)
     return tyro.cli(Arguments, args=rest, default=default, prog="python -m training.train", description=__doc__)
 
 
@@ -182,6 +186,8 @@ def new_state(arguments: Arguments, dataset: EpisodeDataset, processes: Processe
     recipe = arguments.recipe
     torch.manual_seed(recipe.seed)
     model = build_model(model_config(recipe, dataset))
+    if recipe.memory_frames is not None:
+        set_memory_length(model, *recipe.memory_frames)
     if arguments.init is not None:
         load_initial_weights(model, arguments.init)
     model.to(processes.device).train()

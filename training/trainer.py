@@ -5,18 +5,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
+from training.carried import CarriedPass
 from training.dataset import Batch, EpisodeDataset
 from training.distributed import Processes
 from training.losses import ClassWeights, Metrics, world_model_loss
+from training.muon import MuonAdamW
 from training.provenance import command_arguments, provenance, seed_ranges
 from training.recipes import Recipe, Stage
 from training.run_state import RunState
+from training.stochastic_depth import dropped_attention
 from wm_gym.checkpoint import load_checkpoint, save_checkpoint
 from wm_gym.nn.backbone import fused_kernels_fit
 from wm_gym.world_model import WorldModel, WorldModelConfig
@@ -55,21 +58,40 @@ def load_initial_weights(model: WorldModel, name_or_path: str) -> None:
     """Copies the weights of a wm_gym checkpoint. Raises ValueError if it was made with another configuration."""
     checkpoint = load_checkpoint(name_or_path)
     wanted = model.config.to_dict()
-    different = sorted(key for key in wanted if checkpoint.config.get(key) != wanted[key])
+    given = type(model.config).from_dict(checkpoint.config).to_dict()
+    different = sorted(key for key in wanted if given[key] != wanted[key])
     if different:
-        was = ", ".join(f"{key}={checkpoint.config.get(key)!r}" for key in different)
+        was = ", ".join(f"{key}={given[key]!r}" for key in different)
         raise ValueError(f"The checkpoint {name_or_path} is of another model ({was}); set the recipe's model likewise.")
     model.load_state_dict({name: tensor.float() for name, tensor in checkpoint.tensors.items()})
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only: gains, biases and decay rates have no reason to shrink."""
+def make_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+    """The recipe's optimizer. Weight decay is for matrices: gains, biases and decay rates have no reason to shrink."""
     parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+    matrices = layer_matrices(model) if recipe.optimizer == "muon" else []
+    moved = {id(parameter) for parameter in matrices}
+    groups: list[dict[str, Any]] = [
+        {
+            "params": [p for p in parameters if p.ndim >= 2 and id(p) not in moved],
+            "weight_decay": recipe.weight_decay,
+        },
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=device.type == "cuda")
+    fused = device.type == "cuda"
+    if recipe.optimizer == "muon":
+        return MuonAdamW(matrices, groups, recipe.learning_rate, recipe.betas, recipe.weight_decay, fused=fused)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=fused)
+
+
+def layer_matrices(model: nn.Module) -> list[Tensor]:
+    """Weights of the layers' linear maps, but for those that begin at zero (the modulation)."""
+    assert isinstance(model, WorldModel)
+    return [
+        module.weight
+        for name, module in model.backbone.layers.named_modules()
+        if isinstance(module, nn.Linear) and not name.endswith("modulation")
+    ]
 
 
 def prepare_gpu(model: WorldModel, compile_parts: bool) -> None:
@@ -88,6 +110,26 @@ def prepare_gpu(model: WorldModel, compile_parts: bool) -> None:
         layer.compile(dynamic=False)
 
 
+def segment_loss(
+    state: RunState, batch: Batch, recipe: Recipe, stage: Stage, weights: ClassWeights, processes: Processes
+) -> tuple[Tensor, Metrics]:
+    """`world_model_loss`, by the pass and with the further loss that the recipe asks for."""
+    model, generator = state.model, state.noise_generator
+    assert isinstance(model, WorldModel)
+    if not recipe.carried_frames:
+        return world_model_loss(model, batch, recipe.loss, generator, weights, stage.self_context, processes.mean)
+    weight = recipe.state_reconstruction
+    carried = CarriedPass(model, recipe.carried_frames, generator, weight > 0, recipe.loss.min_frame_level)
+    loss, metrics = world_model_loss(
+        cast(WorldModel, carried), batch, recipe.loss, generator, weights, stage.self_context, processes.mean
+    )
+    if weight == 0:
+        return loss, metrics
+    reconstruction = carried.reconstruction_loss()
+    shown = torch.stack([reconstruction.detach(), torch.ones_like(reconstruction)])
+    return loss + weight * reconstruction, metrics | {"state_reconstruction": shown}
+
+
 def train_step(
     state: RunState,
     batch: Batch,
@@ -102,11 +144,10 @@ def train_step(
     assert isinstance(model, WorldModel)
     parameters = list(model.parameters())
     state.optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(processes.device.type, torch.bfloat16, enabled=processes.device.type == "cuda"):
-        loss, metrics = world_model_loss(
-            model, batch, recipe.loss, state.noise_generator, weights, stage.self_context, processes.mean
-        )
-    loss.backward()
+    with dropped_attention(model, recipe.attention_drop, len(batch.frames), state.noise_generator):
+        with torch.autocast(processes.device.type, torch.bfloat16, enabled=processes.device.type == "cuda"):
+            loss, metrics = segment_loss(state, batch, recipe, stage, weights, processes)
+        loss.backward()
     processes.average_gradients(parameters)
     norm = nn.utils.clip_grad_norm_(parameters, recipe.clip_norm, foreach=True)
     for group in state.optimizer.param_groups:

@@ -9,11 +9,13 @@ N  tokens per frame (token rows x token columns)
 D  model width
 A  dimension of a continuous action
 P  dimension of a pose
+M  numbers that odometry carries from frame to frame
 R  classes of the reward head
 K  blocks of a frame in one layer
 L  tokens in one scanned sequence
 h, d  heads and their dimension
 s  dimension of the SSM state
+g  groups of consecutive heads that share what writes to a state and what reads from it
 
 "Frames" are uint8, channels last, 0..255. "ModelFrames" are float, channels first, -1..1; see :mod:`wm_gym.codec`.
 """
@@ -35,6 +37,8 @@ Action = Shaped[Tensor, "B *A"]
 Actions = Shaped[Tensor, "B T *A"]
 Pose = Float[Tensor, "B P"]
 Poses = Float[Tensor, "B T P"]
+Motions = Float[Tensor, "B T 3"]
+OdometryState = Float[Tensor, "B M"]
 
 Tokens = Float[Tensor, "B T rows columns D"]
 Condition = Float[Tensor, "B T D"]
@@ -43,7 +47,7 @@ TerminationLogits = Float[Tensor, "B T"]
 
 ScanInput = Float[Tensor, "sequences L h d"]
 ScanStep = Float[Tensor, "sequences L h"]
-ScanProjection = Float[Tensor, "sequences L s"]
+ScanProjection = Float[Tensor, "sequences L g s"]
 ScanState = Float[Tensor, "sequences h d s"]
 
 Heads = Float[Tensor, "B T N h d"]

@@ -6,8 +6,10 @@ Triton, the same code runs operation by operation.
 
 from __future__ import annotations
 
+import copy
 import itertools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ from wm_gym.step_memory import StepMemory
 from wm_gym.step_network import NetworkOutput, StepNetwork
 from wm_gym.world_model import WorldModel, WorldModelConfig
 
+_T = TypeVar("_T")
 _NUM_WARM_UPS = 3  # kernels are compiled and libraries make their workspaces before anything is captured
 
 
@@ -88,20 +91,26 @@ class StepGraph:
         with torch.inference_mode(False), torch.no_grad():
             self._network = StepNetwork(model, dtype, self.backend)
             self._reward_values = model.reward_values.clone()
+            self._first_level = schedule[0]
             self._first_levels = self._network.embed_levels((0.0, schedule[0]))
             self._later_levels = [self._network.embed_levels((level,)) for _, level in self._changes]
             self._has_action = torch.ones(batch_size, dtype=torch.bool, device=device)
             self._action = torch.zeros_like(self.memory.action)
             self._pose = None if self.memory.pose is None else torch.zeros_like(self.memory.pose)
+            self._odometry = None
+            if model.odometry is not None:
+                self._odometry = copy.deepcopy(model.odometry).float().requires_grad_(False)
+                self._carried = torch.zeros_like(_there(self.memory.odometry))
             self.noise_keys = torch.zeros(batch_size, dtype=torch.int64, device=device)
             self.noise_counters = torch.zeros(batch_size, dtype=torch.int64, device=device)
             self._graph: torch.cuda.CUDAGraph | None = None
+            self._odometry_graph: torch.cuda.CUDAGraph | None = None  # of its own, for poses may be given instead
             if capture and device.type == "cuda" and ops.uses_triton(device, backend):
                 self._capture()
 
     @property
     def is_captured(self) -> bool:
-        """Whether a step is one CUDA graph."""
+        """Whether a step is a CUDA graph."""
         return self._graph is not None
 
     def load(self, state: ModelState, rows: Tensor | None = None) -> None:
@@ -141,7 +150,8 @@ class StepGraph:
         Args:
             action: taken at the newest frame, ``[B]`` int64 or ``[B, A]`` float. On a GPU actions that are not among
                 the model's are undefined behaviour: checking them would mean waiting.
-            pose: pose of the frame to come, ``[B, P]``, for a model that is conditioned on poses.
+            pose: pose of the frame to come, ``[B, P]``, for a model that is conditioned on poses; None to one with
+                odometry, which tells it then.
 
         Returns:
             Tensors on the device, which the next step overwrites.
@@ -152,15 +162,35 @@ class StepGraph:
         check_actions(self.config, action[:, None], self.batch_size, 1)
         check_pose(self.config, pose, (self.batch_size,))
         self._action.copy_(action)
-        if self._pose is not None:
-            if pose is None:
+        with torch.no_grad():
+            if pose is not None:
+                self._take_pose(pose)
+            elif self._odometry_graph is not None:
+                self._odometry_graph.replay()
+            elif self._odometry is not None:
+                self._tell_pose()
+            elif self._pose is not None:
                 raise ValueError(f"the model needs the pose of the next frame, of shape {tuple(self._pose.shape)}.")
-            self._pose.copy_(pose)
-        if self._graph is None:
-            with torch.no_grad():
+            if self._graph is None:
                 return self._advance()
-        self._graph.replay()
-        return self._output
+            self._graph.replay()
+            return self._output
+
+    def _take_pose(self, pose: Pose) -> None:
+        """The next frame's pose as it was given."""
+        if self._odometry is not None:
+            memory = self.memory
+            poses = torch.stack([_there(memory.pose), pose.to(self.device)], dim=1)
+            self._carried.copy_(self._odometry.given(_there(memory.odometry), poses))
+        _there(self._pose).copy_(pose)
+
+    def _tell_pose(self) -> None:
+        """The next frame's pose by odometry, from the pending frame; reads and writes nothing but buffers."""
+        memory = self.memory
+        assert self._odometry is not None
+        pose, carried = self._odometry(_there(memory.odometry), memory.frame, self._action, _there(memory.pose))
+        _there(self._pose).copy_(pose)
+        self._carried.copy_(carried)
 
     def _advance(self) -> StepOutput:
         """The step itself: reads and writes nothing but buffers."""
@@ -170,15 +200,20 @@ class StepGraph:
         poses = () if memory.pose is None or self._pose is None else (memory.pose, self._pose)
         has_action = torch.stack([memory.has_action, self._has_action], dim=1)
         condition = self._network.embed_actions((memory.action, self._action), has_action, poses)
-        frames = torch.stack([memory.frame, noise], dim=1)
-        output = self._network(frames, condition + self._first_levels, memory, num_committed=1)
+        frames = torch.stack([memory.frame, self._shown(noise, self._first_level)], dim=1)
+        output = self._network(frames, condition + self._first_levels, memory, 1, poses)
         memory.num_committed += 1
         self.noise_counters += 1
         noisy = noise
         for (before, now), level in zip(self._changes, self._later_levels, strict=True):
             noisy = euler_update(noisy, output.frame, before, now)
-            output = self._network(noisy[:, None], condition[:, 1:] + level, memory, num_committed=0)
+            shown = self._shown(noisy, now)
+            output = self._network(shown[:, None], condition[:, 1:] + level, memory, 0, poses[1:])
         return self._finish(output)
+
+    def _shown(self, noisy: ModelFrame, level: float) -> ModelFrame:
+        """What the network sees of a noisy frame."""
+        return noisy * (1 - level) if self.config.hide_noise else noisy
 
     def _finish(self, output: NetworkOutput) -> StepOutput:
         """Make the predicted frame the pending one."""
@@ -189,6 +224,8 @@ class StepGraph:
         memory.has_action.fill_(True)
         if memory.pose is not None and self._pose is not None:
             memory.pose.copy_(self._pose)
+        if memory.odometry is not None:
+            memory.odometry.copy_(self._carried)
         reward = self._reward_values[output.reward_logits.argmax(-1)]
         termination = output.termination_logits.sigmoid()
         return StepOutput(frame, reward, termination, output.frame, output.reward_logits, output.termination_logits)
@@ -196,19 +233,32 @@ class StepGraph:
     def _capture(self) -> None:
         """Record a step. It runs on empty memories, which are cleared again: nothing has been loaded yet."""
         with torch.cuda.device(self.device):
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(_NUM_WARM_UPS):
-                    self._advance()
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            # Other threads, such as a data loader's, may use the GPU meanwhile.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._output = self._advance()
-            self._graph = graph
+            if self._odometry is not None:
+                self._odometry_graph, _ = _captured(self._tell_pose)
+            self._graph, self._output = _captured(self._advance)
             self.memory.clear()
             self.noise_counters.zero_()
+
+
+def _captured(function: Callable[[], _T]) -> tuple[torch.cuda.CUDAGraph, _T]:
+    """A graph of what a function does, and what it returned."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(_NUM_WARM_UPS):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    # Other threads, such as a data loader's, may use the GPU meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        result = function()
+    return graph, result
+
+
+def _there(buffer: Tensor | None) -> Tensor:
+    """A buffer that the model's configuration demands."""
+    assert buffer is not None
+    return buffer
 
 
 def _kernels_take(config: WorldModelConfig) -> bool:

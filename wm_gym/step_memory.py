@@ -10,6 +10,7 @@ from torch import Tensor
 from wm_gym.array_typing import RowCount
 from wm_gym.nn.block_scan import CONV_TAPS
 from wm_gym.nn.config import WorldModelConfig
+from wm_gym.nn.odometry import odometry_state_size
 from wm_gym.nn.state import LayerState, ModelState, PendingFrame
 
 _ROWS_PER_COPY = 64  # bounds the memory that copying takes; a row may have tens of megabytes
@@ -37,8 +38,8 @@ class StepMemory:
 
     Attributes:
         layers: views of the buffers, one per layer.
-        frame, action, has_action, pose: the pending frame, as in :class:`wm_gym.nn.state.PendingFrame`; ``pose`` is
-            None unless the model is conditioned on poses.
+        frame, action, has_action, pose, odometry: the pending frame, as in :class:`wm_gym.nn.state.PendingFrame`;
+            ``pose`` is None unless the model is conditioned on poses, ``odometry`` unless it has odometry.
         num_committed: frames in memory, ``[B]``.
 
     Args:
@@ -72,14 +73,13 @@ class StepMemory:
             self._parts.append(part)
             return part
 
-        channels = c.expand * c.width + 2 * c.state_dim
         head_dim = c.width // c.num_attention_heads
         scan: dict[int, tuple[Tensor, Tensor]] = {}
         for size in sorted(set(c.block_sizes)):
             count, blocks = c.block_sizes.count(size), c.num_tokens // size**2
             scan[size] = (
                 buffer(count, blocks, c.num_scan_heads, c.head_dim, c.state_dim, dtype=state_dtype),
-                buffer(count, blocks, CONV_TAPS - 1, channels),
+                buffer(count, blocks, CONV_TAPS - 1, c.num_scan_channels),
             )
         rings = buffer(len(c.block_sizes), c.window, c.num_tokens, 2, c.num_attention_heads, head_dim)
         layers = []
@@ -95,6 +95,7 @@ class StepMemory:
             self.action = buffer(1, c.action_size, dtype=torch.float32)[0]
         self.has_action = buffer(1, dtype=torch.bool)[0]
         self.pose = buffer(1, c.pose_size, dtype=torch.float32)[0] if c.pose_size else None
+        self.odometry = buffer(1, odometry_state_size(c), dtype=torch.float32)[0] if c.odometry else None
         self.num_committed = buffer(1, dtype=torch.int64)[0]
 
     @property
@@ -148,6 +149,8 @@ class StepMemory:
             raise ValueError(f"the state has {len(state.layers)} layers; expected {len(self.layers)}.")
         if (pending.pose is None) != (self.pose is None):
             raise ValueError("the state must hold a pose exactly if the model is conditioned on poses.")
+        if (pending.odometry is None) != (self.odometry is None):
+            raise ValueError("the state must hold odometry exactly if the model has odometry.")
         pairs = [
             (self.frame, pending.frame),
             (self.action, pending.action),
@@ -156,6 +159,8 @@ class StepMemory:
         ]
         if self.pose is not None and pending.pose is not None:
             pairs.append((self.pose, pending.pose))
+        if self.odometry is not None and pending.odometry is not None:
+            pairs.append((self.odometry, pending.odometry))
         for own, layer in zip(self.layers, state.layers, strict=True):
             pairs += [
                 (own.ssm_state, layer.ssm_state),
@@ -179,10 +184,9 @@ class StepMemory:
             LayerState(own.ssm_state[rows].float(), own.conv_state[rows], _pick(own.kv_ring[rows], slots))
             for own in self.layers
         )
-        pose = None if self.pose is None else self.pose[rows]
-        return ModelState(
-            layers, num_committed, PendingFrame(self.frame[rows], self.action[rows], self.has_action[rows], pose)
-        )
+        pose, odometry = (None if part is None else part[rows] for part in (self.pose, self.odometry))
+        pending = PendingFrame(self.frame[rows], self.action[rows], self.has_action[rows], pose, odometry)
+        return ModelState(layers, num_committed, pending)
 
     @torch.no_grad()
     def copy_rows(self, rows: Tensor, source: StepMemory, source_rows: Tensor) -> None:

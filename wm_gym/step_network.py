@@ -54,6 +54,7 @@ class StepNetwork:
         embedding, head, events = backbone.embedding, backbone.frame_head, backbone.event_head
         self._embed = _cast(embedding.proj.weight, dtype)
         self._position = _cast(embedding.position.flatten(0, 1) + embedding.proj.bias, dtype)
+        self._ray = _frozen(embedding.ray)
         self._pixels = _LinearWeights(head.proj, dtype)
         self._events = (_LinearWeights(events.hidden, dtype), _LinearWeights(events.out, dtype))
         c = model.config
@@ -76,13 +77,21 @@ class StepNetwork:
         device = self._modulation.device
         return self._condition.levels(torch.tensor(levels, device=device))
 
-    def __call__(self, frames: ModelFrames, condition: Tensor, memory: StepMemory, num_committed: int) -> NetworkOutput:
+    def __call__(
+        self,
+        frames: ModelFrames,
+        condition: Tensor,
+        memory: StepMemory,
+        num_committed: int,
+        poses: tuple[Pose, ...] = (),
+    ) -> NetworkOutput:
         """Run F frames of each dream after its memory and say what the last of them is.
 
         Args:
             frames: ``[B, F, C, H, W]`` with F 1 or 2.
             condition: ``[B, F, condition_width]``, sum of the two embeddings.
             memory: the first ``num_committed`` (0 or 1) frames enter it, but for its counters and its pending frame.
+            poses: F times ``[B, P]``, or nothing.
         """
         c = self.config
         batch, length = frames.shape[:2]
@@ -94,6 +103,8 @@ class StepNetwork:
         ).split(c.width, dim=-1)
         tokens = F.linear(patchify(frames.to(self.dtype), c.patch_size), self._embed)
         tokens = tokens.view(batch * length, c.num_tokens, c.width).add_(self._position)
+        if self._ray is not None:
+            tokens.add_(self._ray(torch.stack(poses, dim=1)).view_as(tokens))
         branch: Tensor | None = None
         gate: Tensor | None = None
         for i, (weights, own) in enumerate(zip(self._layers, memory.layers, strict=True)):

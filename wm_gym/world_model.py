@@ -20,6 +20,7 @@ from wm_gym.array_typing import (
     ModelFrames,
     NoiseLevel,
     NoiseLevels,
+    OdometryState,
     Pose,
     Poses,
 )
@@ -29,6 +30,7 @@ from wm_gym.flow import euler_update, linear_schedule
 from wm_gym.nn.backbone import Backbone, Output
 from wm_gym.nn.checks import check_actions, check_frames, check_model_frame, check_pose
 from wm_gym.nn.config import WorldModelConfig
+from wm_gym.nn.odometry import Odometry
 from wm_gym.nn.state import LayerState, ModelState, PendingFrame
 
 __all__ = ["ModelState", "Output", "Prediction", "WorldModel", "WorldModelConfig"]
@@ -69,6 +71,7 @@ class WorldModel(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = self.backbone_type(config)
+        self.odometry = Odometry(config) if config.odometry else None
         self.register_buffer("reward_values", torch.tensor(config.reward_values), persistent=False)
 
     @classmethod
@@ -139,7 +142,8 @@ class WorldModel(nn.Module):
             frames: uint8 ``[B, T, H, W, C]``.
             actions: the actions between the frames: T - 1 of them for an empty state; T for a state that has seen
                 frames (the first leads from its newest frame to ``frames[:, 0]``).
-            pose: poses of the frames, if the model is conditioned on poses.
+            pose: poses of the frames, if the model is conditioned on poses. None to a model with odometry lets it tell
+                them itself, seen from the first frame that it reads.
 
         Raises:
             TypeError, ValueError: if frames, actions or poses do not fit the model or each other.
@@ -155,9 +159,9 @@ class WorldModel(nn.Module):
             has_action[:, 0] = False
         for start in range(0, length, _PREFILL_FRAMES):
             part = slice(start, min(start + _PREFILL_FRAMES, length))
-            clean = frames_to_model(frames[:, part])
-            fresh = PendingFrame(clean, actions[:, part], has_action[:, part], None if pose is None else pose[:, part])
-            state = self._append(state, fresh)
+            clean, led = frames_to_model(frames[:, part]), actions[:, part]
+            poses, odometry = self._locate(state, clean, led, None if pose is None else pose[:, part])
+            state = self._append(state, PendingFrame(clean, led, has_action[:, part], poses), odometry)
         return state
 
     def denoise(
@@ -173,7 +177,7 @@ class WorldModel(nn.Module):
         Args:
             noisy_frame: ``[B, C, H, W]`` at ``noise_level`` ``[B]``.
             action: taken at the newest frame, ``[B]`` int64 or ``[B, A]`` float.
-            pose: pose of the frame to come, ``[B, P]``.
+            pose: pose of the frame to come, ``[B, P]``; None to a model with odometry, which tells it then.
         """
         noisy = self._next_frame(state, noisy_frame, action, pose)
         return self._predict(state, noisy, noise_level, num_committed=0)[0]
@@ -186,13 +190,13 @@ class WorldModel(nn.Module):
         Args:
             frame: uint8 ``[B, H, W, C]``, or float ``[B, C, H, W]`` in [-1, 1], which is rounded to uint8 levels.
             action: the action that led to it.
-            pose: its pose.
+            pose: its pose; None to a model with odometry, which tells it then.
         """
         clean = frames_to_model(frame) if frame.dtype == torch.uint8 else quantize(frame)
         if state.pending is None:
             raise ValueError("the state has seen no frame yet; call prefill with at least one real frame first.")
         fresh = self._next_frame(state, clean, action, pose)
-        return self._append(state, fresh.with_time())
+        return self._append(state, fresh.with_time(), fresh.odometry)
 
     def step(
         self,
@@ -213,7 +217,7 @@ class WorldModel(nn.Module):
                 :func:`wm_gym.ops.step.frame_noise` gives; or a generator of it, or one per row; on the model's device
                 or on the CPU.
             num_denoising_steps: passes per frame.
-            pose: pose of the frame to come.
+            pose: pose of the frame to come; None to a model with odometry, which tells it then.
 
         Returns:
             The prediction and the state that has it as its newest frame.
@@ -227,11 +231,11 @@ class WorldModel(nn.Module):
             frame = euler_update(noisy.frame, prediction.frame, before, now)
             noisy = dataclasses.replace(noisy, frame=frame)
             prediction, _ = self._predict(committed, noisy, level * now, num_committed=0)
-        newest = PendingFrame(quantize(prediction.frame), noisy.action, noisy.has_action, noisy.pose)
+        newest = dataclasses.replace(noisy, frame=quantize(prediction.frame))
         return prediction, ModelState(committed.layers, committed.num_committed, newest)
 
-    def _append(self, state: ModelState, fresh: PendingFrame) -> ModelState:
-        """Take in T clean frames, a sequence: all enter memory but the last, which becomes pending."""
+    def _append(self, state: ModelState, fresh: PendingFrame, odometry: OdometryState | None) -> ModelState:
+        """Take in T clean frames, a sequence: all enter memory but the last, which becomes pending, with `odometry`."""
         sequence = fresh if state.pending is None else state.pending.with_time().followed_by(fresh)
         num_committed = sequence.frame.shape[1] - 1
         layers = state.layers
@@ -239,7 +243,37 @@ class WorldModel(nn.Module):
             clean = sequence.frame.new_zeros(sequence.frame.shape[:2])
             entering = sequence.at_time(slice(0, num_committed))
             layers = self._run(state, entering, clean[:, :num_committed], num_committed)[1]
-        return ModelState(layers, state.num_committed + num_committed, sequence.at_time(-1))
+        newest = dataclasses.replace(sequence.at_time(-1), odometry=odometry)
+        return ModelState(layers, state.num_committed + num_committed, newest)
+
+    def _locate(
+        self, state: ModelState, frames: ModelFrames, actions: Actions, pose: Poses | None
+    ) -> tuple[Poses | None, OdometryState | None]:
+        """Poses of frames that follow the state, ``[B, T, P]``, as given or told; and the odometry of the last of them.
+
+        ``actions[:, t]`` led to ``frames[:, t]``; the last frame is not looked at.
+        """
+        if self.odometry is None:
+            return pose, None
+        pending, batch = state.pending, state.batch_size
+        if pending is None:
+            carried = self.odometry.initial_state(batch, frames.device)
+            before = self.odometry.first_pose(batch, frames.device)[:, None] if pose is None else pose[:, :1]
+            seen, actions, pose = frames[:, :-1], actions[:, 1:], None if pose is None else pose[:, 1:]
+        elif pending.odometry is None or pending.pose is None:
+            raise ValueError("the state comes from a model without odometry; prefill a new one.")
+        else:
+            carried, before = pending.odometry, pending.pose[:, None]
+            seen = torch.cat([pending.frame[:, None], frames[:, :-1]], dim=1)
+        if pose is not None:
+            poses = torch.cat([before, pose], dim=1)
+            carried = self.odometry.given(carried, poses)
+        elif seen.shape[1]:
+            told, carried = self.odometry.follow(carried, seen, actions, before[:, 0])
+            poses = torch.cat([before, told], dim=1)
+        else:
+            poses = before
+        return poses[:, -frames.shape[1] :], carried
 
     def _predict(
         self, state: ModelState, noisy: PendingFrame, level: NoiseLevel, num_committed: int
@@ -281,7 +315,8 @@ class WorldModel(nn.Module):
         check_actions(self.config, action[:, None], batch, 1)
         check_pose(self.config, pose, (batch,))
         has_action = torch.ones(batch, dtype=torch.bool, device=frame.device)
-        return PendingFrame(frame, action, has_action, pose)
+        poses, odometry = self._locate(state, frame[:, None], action[:, None], None if pose is None else pose[:, None])
+        return PendingFrame(frame, action, has_action, None if poses is None else poses[:, 0], odometry)
 
     def _noise(self, batch_size: int, source: Generator | Sequence[Generator] | ModelFrame) -> ModelFrame:
         c = self.config

@@ -18,17 +18,18 @@ from wm_gym.ops.triton import bias_gelu, chunk_scan, conv_silu
 assert tests.ops.interpreter
 
 
-def tiny(*block_sizes: int) -> WorldModelConfig:
+def tiny(*block_sizes: int, head_dim: int = 32, num_scan_groups: int = 1) -> WorldModelConfig:
     return WorldModelConfig(
         frame_height=16,
         frame_width=16,
         width=32,
         block_sizes=block_sizes,
-        head_dim=32,
+        head_dim=head_dim,
         state_dim=16,
         window=2,
         num_attention_heads=2,
         condition_width=8,
+        num_scan_groups=num_scan_groups,
     )
 
 
@@ -42,6 +43,9 @@ def main() -> None:
         "block 2 in segments": errors(tiny(2), 3),
         "two layers in bfloat16": errors(tiny(1, 2), 3, torch.bfloat16),
     }
+    # Four heads, in two groups and each alone.
+    found["two groups, block 2 in segments"] = errors(tiny(2, head_dim=16, num_scan_groups=2), 3)
+    found["four groups, block 1"] = errors(tiny(1, head_dim=16, num_scan_groups=4), 9)
     chunk_scan._PROGRAMS = 1
     found["block 2 in one piece, checkpointed"] = errors(tiny(2), 3, checkpoint_layers=True)
     print(json.dumps(found))

@@ -114,6 +114,9 @@ def test_scan_step(block_size: int, grid: tuple[int, int], frames: int, num_comm
         {"grid": (2, 2), "block_size": 2, "dim": 24, "state_dim": 8},
         {"grid": (1, 1), "block_size": 1, "dim": 8, "state_dim": 12},
         {"grid": (12, 12), "block_size": 12, "batch": 1, "heads": 1, "state_dim": 32},  # several pieces per frame
+        {"grid": (2, 2), "block_size": 2, "heads": 4, "groups": 2},
+        {"grid": (1, 2), "block_size": 1, "heads": 4, "groups": 4, "frames": 1},
+        {"grid": (8, 8), "block_size": 8, "batch": 1, "heads": 2, "groups": 2},  # two pieces of 64 tokens
         {"grid": (2, 2), "block_size": 2, "state_dtype": torch.bfloat16},
         {"grid": (1, 1), "block_size": 1, "state_dtype": torch.bfloat16},
     ],
@@ -187,12 +190,24 @@ def test_frame_noise(shape: tuple[int, int, int]) -> None:
     torch.testing.assert_close(noise, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("groups", "members"), [(1, 4), (2, 2), (4, 1)])
+def test_heads_that_share_their_products_are_of_one_group(
+    groups: int, members: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wm_gym.ops.triton import scan_step
+
+    monkeypatch.setattr(scan_step, "_MANY", 1)  # so that few states are launched as many
+    assert scan_step._chunk_launch(8, 1, 16, 4, groups, 4)["MEMBERS"] == members
+    case = scan_case(Draw(DEVICE), 1, grid=(2, 4), heads=4, groups=groups)
+    assert_equal_to_twin(step.scan_step, case, ("ssm_state", "conv_state"), 1e-4)
+
+
 @on_gpu
 @pytest.mark.parametrize("batch", [1, 5, 130])
-@pytest.mark.parametrize("state_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("groups", "state_dtype"), [(1, F32), (1, BF16), (2, F32), (4, F32), (4, BF16), (8, F32)])
 @pytest.mark.parametrize("block_size", [1, 2, 4, 8])
-def test_scan_step_at_the_models_size(block_size: int, state_dtype: torch.dtype, batch: int) -> None:
-    sizes = {"grid": (8, 8), "heads": 8, "dim": 64, "state_dim": 64, "state_dtype": state_dtype}
+def test_scan_step_at_the_models_size(block_size: int, groups: int, state_dtype: torch.dtype, batch: int) -> None:
+    sizes = {"grid": (8, 8), "heads": 8, "dim": 64, "state_dim": 64, "state_dtype": state_dtype, "groups": groups}
     case = scan_case(Draw(DEVICE, BF16), batch, block_size=block_size, **sizes)
     assert_equal_to_twin(step.scan_step, case, ("ssm_state", "conv_state"), TOLERANCE[BF16])
 

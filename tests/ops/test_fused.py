@@ -25,7 +25,11 @@ def errors() -> dict[str, dict[str, float]]:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("case", ["block 1", "block 2 in segments", "block 2 in one piece, checkpointed"])
+CASES = ["block 1", "block 2 in segments", "block 2 in one piece, checkpointed"]
+CASES += ["two groups, block 2 in segments", "four groups, block 1"]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_fused_pass_equals_plain_layers_in_output_and_all_gradients(
     errors: dict[str, dict[str, float]], case: str
 ) -> None:
@@ -54,8 +58,8 @@ def test_compiled_gradient_of_the_convolution_carries_inputs_and_gradients_along
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("block_size", [1, 2, 4, 8])
-def test_fused_layer_of_real_size_on_a_gpu_stays_close_to_float32(block_size: int) -> None:
-    found = errors_of(WorldModelConfig(block_sizes=(block_size,)), 21, torch.bfloat16, "cuda")
+@pytest.mark.parametrize(("block_size", "groups"), [(1, 1), (2, 1), (4, 1), (8, 1), (1, 4), (2, 8), (4, 2), (8, 4)])
+def test_fused_layer_of_real_size_on_a_gpu_stays_close_to_float32(block_size: int, groups: int) -> None:
+    found = errors_of(WorldModelConfig(block_sizes=(block_size,), num_scan_groups=groups), 21, torch.bfloat16, "cuda")
     assert found["output"] < 3e-2
     assert not {name: error for name, error in found.items() if not error < 0.1}

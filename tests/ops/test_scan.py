@@ -9,19 +9,19 @@ from wm_gym import ops
 from wm_gym.ops import reference, ssd
 
 
-def scan_inputs(length: int, with_state: bool, seed: int = 0) -> dict[str, torch.Tensor]:
+def scan_inputs(length: int, with_state: bool, groups: int = 1, seed: int = 0) -> dict[str, torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=g, dtype=torch.float64)
 
-    sequences, heads, dim, state = 3, 2, 4, 5
+    sequences, heads, dim, state = 3, 4, 4, 5
     inputs = {
         "x": draw(sequences, length, heads, dim),
         "dt": torch.nn.functional.softplus(draw(sequences, length, heads)),
         "a": -torch.exp(draw(heads)),
-        "b": draw(sequences, length, state),
-        "c": draw(sequences, length, state),
+        "b": draw(sequences, length, groups, state),
+        "c": draw(sequences, length, groups, state),
         "skip": draw(heads),
     }
     if with_state:
@@ -29,10 +29,13 @@ def scan_inputs(length: int, with_state: bool, seed: int = 0) -> dict[str, torch
     return {name: value.float().requires_grad_() for name, value in inputs.items()}
 
 
+@pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("length", [1, 7, 16, 61])
 @pytest.mark.parametrize("with_state", [False, True])
-def test_chunked_scan_equals_recurrence_in_outputs_states_and_gradients(length: int, with_state: bool) -> None:
-    fast, slow = scan_inputs(length, with_state), scan_inputs(length, with_state)
+def test_chunked_scan_equals_recurrence_in_outputs_states_and_gradients(
+    length: int, with_state: bool, groups: int
+) -> None:
+    fast, slow = scan_inputs(length, with_state, groups), scan_inputs(length, with_state, groups)
     y, final = ssd.ssd_scan(**fast, chunk_size=8)
     y_ref, final_ref = reference.ssd_scan(**slow)
     torch.testing.assert_close(y, y_ref, rtol=1e-4, atol=1e-5)
@@ -44,9 +47,10 @@ def test_chunked_scan_equals_recurrence_in_outputs_states_and_gradients(length: 
         torch.testing.assert_close(fast[name].grad, slow[name].grad, rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("num_committed", [0, 1, 4, 9])
-def test_single_chunk_equals_recurrence_up_to_the_committed_token(num_committed: int) -> None:
-    fast, slow = scan_inputs(9, with_state=True), scan_inputs(9, with_state=True)
+def test_single_chunk_equals_recurrence_up_to_the_committed_token(num_committed: int, groups: int) -> None:
+    fast, slow = (scan_inputs(9, True, groups) for _ in range(2))
     y, state = ssd.ssd_chunk(**fast, num_committed=num_committed)
     y_ref, _ = reference.ssd_scan(**slow)
     head = {k: v[:, :num_committed] if k in ("x", "dt", "b", "c") else v for k, v in slow.items()}
@@ -70,6 +74,19 @@ def test_picked_scan_gives_the_state_after_the_committed_tokens(length: int, num
         state_ref = reference.ssd_scan(**head)[1] if num_committed else inputs["initial_state"]
     torch.testing.assert_close(y, y_ref, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(state, state_ref, rtol=1e-3, atol=1e-4)
+
+
+def test_groups_of_heads_scan_as_if_each_were_alone() -> None:
+    inputs = scan_inputs(9, with_state=True, groups=2)
+    y, state = reference.ssd_scan(**inputs)
+    for group in range(2):
+        heads = slice(2 * group, 2 * group + 2)
+        alone = {name: inputs[name][:, :, heads] for name in ("x", "dt")}
+        alone |= {name: inputs[name][heads] for name in ("a", "skip")}
+        alone |= {name: inputs[name][:, :, group, None] for name in ("b", "c")}
+        alone_y, alone_state = reference.ssd_scan(**alone, initial_state=inputs["initial_state"][:, heads])
+        assert torch.equal(alone_y, y[:, :, heads])
+        assert torch.equal(alone_state, state[:, heads])
 
 
 def test_scan_split_anywhere_equals_scan_in_one() -> None:
@@ -98,14 +115,16 @@ def test_convolution_by_shifts_equals_its_definition(length: int, with_state: bo
 @pytest.mark.gpu
 @pytest.mark.parametrize("length", [130, 400, 777])
 @pytest.mark.parametrize("with_state", [False, True])
-def test_mamba_kernels_equal_the_chunked_scan(length: int, with_state: bool) -> None:
+@pytest.mark.parametrize("groups", [1, 2])
+def test_mamba_kernels_equal_the_chunked_scan(length: int, with_state: bool, groups: int) -> None:
     from wm_gym.ops import mamba
 
     assert mamba.is_available(), "mamba-ssm is not installed on this GPU machine"
 
     def inputs() -> dict[str, Any]:
         g = torch.Generator().manual_seed(0)
-        shapes = {"x": (2, length, 2, 64), "dt": (2, length, 2), "b": (2, length, 64), "c": (2, length, 64)}
+        shapes = {"x": (2, length, 2, 64), "dt": (2, length, 2)}
+        shapes |= {"b": (2, length, groups, 64), "c": (2, length, groups, 64)}
         values = {k: torch.randn(*shape, generator=g) for k, shape in shapes.items()}
         values["dt"] = torch.nn.functional.softplus(values["dt"] - 2)
         values |= {"a": -torch.exp(torch.randn(2, generator=g)), "skip": torch.randn(2, generator=g)}

@@ -35,19 +35,19 @@ def config(**overrides: Any) -> WorldModelConfig:
 
 
 def random_state(c: WorldModelConfig, block_size: int, batch: int) -> LayerState:
-    blocks, inner = c.num_tokens // block_size**2, c.expand * c.width
+    blocks = c.num_tokens // block_size**2
     return LayerState(
         torch.randn(batch, blocks, c.num_scan_heads, c.head_dim, c.state_dim),
-        torch.randn(batch, blocks, 3, inner + 2 * c.state_dim),
+        torch.randn(batch, blocks, 3, c.num_scan_channels),
         torch.randn(batch, c.window, c.num_tokens, 2, c.num_attention_heads, c.width // c.num_attention_heads),
     )
 
 
-@pytest.mark.parametrize("block_size", [1, 2, 4])
+@pytest.mark.parametrize(("block_size", "groups"), [(1, 1), (2, 1), (4, 1), (1, 4), (2, 2)])
 @pytest.mark.parametrize(("frames", "num_committed"), [(1, 0), (1, 1), (2, 0), (2, 1)])
-def test_scan_step_equals_the_block_scan_module(block_size: int, frames: int, num_committed: int) -> None:
+def test_scan_step_equals_the_block_scan_module(block_size: int, groups: int, frames: int, num_committed: int) -> None:
     torch.manual_seed(0)
-    c = config()
+    c = config(num_scan_groups=groups)
     module, state = BlockScan(c, block_size).requires_grad_(False), random_state(c, block_size, batch=3)
     module.skip.data.normal_()
     tokens = torch.randn(3, frames, c.token_rows, c.token_columns, c.width)
@@ -167,6 +167,9 @@ def test_noise_depends_on_all_bits_of_key_and_counter_and_on_nothing_else() -> N
         ({"block_size": 3}, "does not divide the token grid"),
         ({"num_committed": 2}, "commits 0 or 1"),
         ({"projected": torch.zeros(3, 2, 4, 4, 99)}, "projected has 99 channels"),
+        ({"conv_weight": torch.zeros(4, 32)}, "conv_weight has 32 channels"),
+        ({"conv_weight": torch.zeros(4, 65)}, "conv_weight has 65 channels"),
+        ({"conv_weight": torch.zeros(4, 128)}, "conv_weight has 128 channels"),  # 3 groups of 2 heads
         ({"conv_state": torch.zeros(3, 4, 2, 64)}, "do not fit"),
     ],
 )

@@ -45,7 +45,13 @@ def command(path: Path, num_episodes: int, workers: int) -> list[str]:
 
 def start(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [str(argument) for argument in arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [str(argument) for argument in arguments],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # What a shell starts in the background, such as this test run, ignores Ctrl-C and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -106,7 +112,7 @@ def test_killed_with_its_workers_left_alone_it_goes_on_without_double_or_damaged
 
 def test_ctrl_c_leaves_a_valid_store_and_says_so_in_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "store"
-    process = start(*command(path, num_episodes=100_000, workers=1))
+    process = start(*command(path, num_episodes=1000, workers=1))
     wait_until(lambda: num_episodes(path) >= 2)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=30)

@@ -10,7 +10,7 @@ import pytest
 from gymnasium import spaces
 
 import wm_gym  # noqa: F401  (registers the environments)
-from training.policies import Navigator, make_policy
+from training.policies import Navigator, make_policy, mixed_policy_name
 
 
 class ToyMaze(gym.Env[np.ndarray, np.int64]):
@@ -161,7 +161,7 @@ def test_random_policy_is_decided_by_its_seed_and_leaves_the_environment_alone()
 
 def test_unknown_policy_and_wrong_environment_are_value_errors() -> None:
     env = ToyMaze(NINE)
-    with pytest.raises(ValueError, match=r"'backtrack-N' or PACKAGE\.MODULE:FUNCTION, got 'expert'"):
+    with pytest.raises(ValueError, match=r"'mixed' or PACKAGE\.MODULE:FUNCTION, got 'expert'"):
         make_policy("expert", env, 0)
     env.action_space = spaces.Discrete(3)
     with pytest.raises(ValueError, match="6 discrete actions"):
@@ -178,3 +178,14 @@ def test_navigator_explores_the_real_memory_maze() -> None:
     env.close()
     assert len(cells) >= 20
     assert rewards >= 1
+
+
+def test_mixed_plays_mostly_the_navigator_and_the_same_for_the_same_seed() -> None:
+    names = [mixed_policy_name(seed) for seed in range(2000)]
+    assert names == [mixed_policy_name(seed) for seed in range(2000)]
+    assert abs(names.count("navigator") / 2000 - 0.75) < 0.03
+    assert abs(names.count("random") / 2000 - 0.15) < 0.03
+    lengths = {int(name.removeprefix("backtrack-")) for name in names if name.startswith("backtrack-")}
+    assert min(lengths) >= 100
+    assert max(lengths) < 500
+    assert len(lengths) > 100

@@ -42,10 +42,12 @@ class MambaModuleScan(nn.Module):
             d_conv=CONV_TAPS,
             expand=scan.inner // width,
             headdim=scan.head_dim,
+            ngroups=scan.num_groups,
             use_mem_eff_path=False,  # that path needs causal-conv1d
             device=device,
             dtype=torch.float32,
         )
+        self.mamba.norm.group_size = scan.inner  # ours is one norm over all groups
         weights = {
             "in_proj.weight": scan.in_proj.weight,
             "conv1d.weight": scan.conv_weight.t()[:, None],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from wm_gym.array_typing import Condition, RowCount, Tokens
 from wm_gym.nn.backbone import Backbone
 from wm_gym.ops import frame_block_mask
 from wm_gym.world_model import ModelState, WorldModel, WorldModelConfig
+
+PARAMETER_TOLERANCE = 0.03  # within which networks count as equally large
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,22 @@ def num_parameters(config: WorldModelConfig) -> int:
 
 
 def matching_config(architecture: Architecture, ours: WorldModelConfig, **changes: Any) -> BaselineConfig:
-    """The baseline with the number of layers that comes closest to the parameters of `ours`."""
+    """The baseline with the number of layers that comes closest to the parameters of `ours`.
+
+    Where a whole layer is too coarse a step for `PARAMETER_TOLERANCE`, the hidden width of the feed-forward part
+    changes too, to the nearest multiple of the width that is within it, or comes closest.
+    """
     target = num_parameters(ours)
-    one, two = (num_parameters(baseline_config(architecture, n, ours, **changes)) for n in (1, 2))
-    return baseline_config(architecture, max(1, round(1 + (target - one) / (two - one))), ours, **changes)
+    wanted = changes.get("feed_forward_multiplier", ours.feed_forward_multiplier)
+    best, error = None, math.inf
+    for multiplier in sorted(range(1, 2 * wanted + 1), key=lambda m: abs(m - wanted)):
+        sizes = changes | {"feed_forward_multiplier": multiplier}
+        one, two = (num_parameters(baseline_config(architecture, n, ours, **sizes)) for n in (1, 2))
+        num_layers = max(1, round(1 + (target - one) / (two - one)))
+        config = baseline_config(architecture, num_layers, ours, **sizes)
+        if (now := abs(num_parameters(config) / target - 1)) < error:
+            best, error = config, now
+        if best is not None and error <= PARAMETER_TOLERANCE:
+            return best
+    assert best is not None
+    return best

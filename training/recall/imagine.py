@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from training.pose_input import Conditioning, model_poses
 from training.recall.options import Feedback, Memory
 from training.recall.steppers import GraphStepper, StateStepper, Stepper
 from training.rollouts import Rollouts
@@ -25,6 +26,7 @@ class Dreamer:
         batch_size: dreams at a time.
         cleared_frames: frames of the context that a cleared memory still reads; 0: window + 1.
         feedback: what enters the memories after each step, the imagined frame or the real one.
+        conditioning: whether a model that takes poses is given them; see `training.pose_input.model_poses`.
     """
 
     def __init__(
@@ -35,8 +37,10 @@ class Dreamer:
         noise_seed: int = 0,
         cleared_frames: int = 0,
         feedback: Feedback = "dreamed",
+        conditioning: Conditioning = "pose",
     ) -> None:
         self.model = model
+        self._conditioning: Conditioning = conditioning
         # As many as local attention and the pending frame hold: the newest past is known, everything else is gone.
         self._cleared_frames = cleared_frames or model.config.window + 1
         self._feedback: Feedback = feedback
@@ -56,7 +60,7 @@ class Dreamer:
         """uint8 [M, F, H, W, C] on the CPU: the frames after the context, imagined.
 
         Args:
-            walks: M walks of `num_context` + F frames. Poses are given to models that are conditioned on them.
+            walks: M walks of `num_context` + F frames.
             memory: "kept": all of the context is read; "cleared": see `num_frames_read`.
         """
         batches = torch.arange(len(walks.seeds)).split(self.batch_size)
@@ -67,7 +71,8 @@ class Dreamer:
         stepper = self._start(walks, rows, num_context, memory)
         # All on the device at once: a copy for every step would wait for it.
         actions = walks.actions[rows, num_context - 1 :].to(device)
-        poses = walks.pose[rows, num_context:].to(device) if self.model.config.pose_size else None
+        poses = self._poses(walks, rows, num_context, memory)
+        poses = None if poses is None else poses[:, -num_frames:].to(device)
         real = walks.frames[rows, num_context:].to(device) if self._feedback == "real" else None
         frames = torch.empty(len(rows), num_frames, *walks.frames.shape[2:], dtype=torch.uint8, device=device)
         for t in tqdm(range(num_frames), desc=f"dreaming, memory {memory}", unit="frame", leave=False):
@@ -91,5 +96,11 @@ class Dreamer:
         first = num_context - self.num_frames_read(memory, num_context)
         frames = walks.frames[rows, first:num_context].to(device)
         actions = walks.actions[rows, first : num_context - 1].to(device)
-        pose = walks.pose[rows, first:num_context].to(device) if self.model.config.pose_size else None
+        pose = self._poses(walks, rows, num_context, memory)
+        pose = None if pose is None else pose[:, : frames.shape[1]].to(device)
         return self.model.prefill(self.model.initial_state(len(rows)), frames, actions, pose)
+
+    def _poses(self, walks: Rollouts, rows: Tensor, num_context: int, memory: Memory) -> Tensor | None:
+        """Poses from the first frame that is read to the last one that is dreamed."""
+        first = num_context - self.num_frames_read(memory, num_context)
+        return model_poses(self.model.config, walks.pose[rows, first:], self._conditioning)

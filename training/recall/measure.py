@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
+from training.pose_input import model_poses
 from training.recall.figures import column_figures
 from training.recall.imagine import Dreamer
 from training.recall.intervals import NUM_RESAMPLES, Bootstrap
@@ -40,13 +41,9 @@ class Recall:
 
 def check_conditioning(model: WorldModel, walks: Rollouts, options: RecallOptions) -> None:
     """Raises ValueError unless the model can be told what the options say."""
-    size, given = model.config.pose_size, walks.pose.shape[-1]
-    if options.conditioning == "pose" and not size:
+    if options.conditioning == "pose" and not model.config.pose_size:
         raise ValueError("The checkpoint is not conditioned on poses (pose_size is 0); take --conditioning action.")
-    if options.conditioning == "action" and size:
-        raise ValueError(f"The checkpoint is conditioned on poses (pose_size is {size}); take --conditioning pose.")
-    if size and size != given:
-        raise ValueError(f"The checkpoint takes poses of {size} numbers, and the walks have {given}.")
+    model_poses(model.config, walks.pose, options.conditioning)
 
 
 def measure_recall(
@@ -69,10 +66,20 @@ def measure_recall(
     check_conditioning(model, walks, options)
     places = locate(walks.pose.numpy(), num_context, options.seen_distance, options.seen_angle)
     batch_size = min(batch_size, len(walks.seeds))
-    dreamer = Dreamer(model, batch_size, num_denoising_steps, noise_seed, options.cleared_frames, options.feedback)
+    dreamer = Dreamer(
+        model,
+        batch_size,
+        num_denoising_steps,
+        noise_seed,
+        options.cleared_frames,
+        options.feedback,
+        options.conditioning,
+    )
     dreamed = {memory: dreamer.imagine(walks, num_context, memory).numpy() for memory in options.memory}
     real = walks.frames.numpy()
     columns = {**dreamed, **_copies(walks.frames, num_context, places)}
+    if options.goes_exactly_back:
+        columns.pop("copy_nearest")  # the very frame that is asked for
     available = metrics(walks.frames.shape[2:], model.device)
     values = {metric.name: _values(metric, columns, real[:, num_context:]) for metric in available if metric.measure}
     bootstrap = Bootstrap(len(walks.seeds))

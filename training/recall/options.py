@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from training.frames import RecordingOptions
+from training.pose_input import Conditioning
 
 Memory = Literal["kept", "cleared"]
 Feedback = Literal["dreamed", "real"]
@@ -22,9 +23,10 @@ class RecallOptions:
     protocol: Literal["retrieval", "reasoning"] | None = None
     """retrieval: after the context the way goes back through it; reasoning: the walk goes on. Without a protocol, a
     short look: PSNR frame by frame, and the reward head."""
-    conditioning: Literal["action", "pose"] = "action"
-    """action: the agent really turns round (or goes on) in the simulator, and the model is given its actions. pose: the
-    model is given the pose of every frame, and retrieval is the exact reverse of the context."""
+    conditioning: Conditioning = "action"
+    """action: the agent really turns round (or goes on) in the simulator, and the model is given its actions; one that
+    takes poses tells them itself, by its odometry. pose: the model is given the pose of every frame, and retrieval is
+    the exact reverse of the context."""
     memory: tuple[Memory, ...] = ("kept", "cleared")
     """cleared: the model reads only the last frames of the context, and starts from nothing there."""
     cleared_frames: int = 0
@@ -80,5 +82,9 @@ class RecallOptions:
 
     def num_recorded(self, num_context: int, num_frames: int) -> int:
         """Real frames that a walk needs."""
-        reverses = self.protocol == "retrieval" and self.conditioning == "pose"
-        return num_context if reverses else num_context + num_frames
+        return num_context if self.goes_exactly_back else num_context + num_frames
+
+    @property
+    def goes_exactly_back(self) -> bool:
+        """Whether what follows the context is the context in reverse, frame by frame."""
+        return self.protocol == "retrieval" and self.conditioning == "pose"

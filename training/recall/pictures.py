@@ -20,6 +20,7 @@ LABELS = {
     "copy_last": "repeating the last frame",
     "copy_nearest": "copying the nearest pose",
 }
+ROW_COLORS = ("#0a6ebd", "#d1495b", "#5a9e6f", "#e08e2b", "#7a5aa6", "#3aa6a6", "#a0522d", "#c2559b")
 PANELS = (("by_length", "frames after the context"), ("by_distance", "frames back to the one revisited (seen frames)"))
 
 
@@ -53,14 +54,46 @@ def _draw(axes: Any, columns: Mapping[str, Any], key: str) -> None:
     for name, label in LABELS.items():
         if name not in columns or not columns[name][key]["value"]:
             continue
-        bins = columns[name][key]
-        x = [(first + last) / 2 for first, last in zip(bins["from"], bins["to"], strict=True)]
-        axes.plot(x, bins["value"], color=COLORS[name], label=label, lw=1.6, marker="." if len(x) < 30 else None)
-        if None not in bins["low"]:
-            axes.fill_between(x, bins["low"], bins["high"], color=COLORS[name], alpha=0.18, lw=0)
+        _draw_bins(axes, columns[name][key], label, COLORS[name])
+    _plain(axes)
+
+
+def _draw_bins(axes: Any, bins: Mapping[str, Any], label: str, color: str, style: str = "-") -> None:
+    x = [(first + last) / 2 for first, last in zip(bins["from"], bins["to"], strict=True)]
+    axes.plot(x, bins["value"], style, color=color, label=label, lw=1.6, marker="." if len(x) < 30 else None)
+    if None not in bins["low"]:
+        axes.fill_between(x, bins["low"], bins["high"], color=color, alpha=0.18, lw=0)
+
+
+def _plain(axes: Any) -> None:
     axes.grid(True, alpha=0.3)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+
+
+def write_row_plot(path: Path, table: Mapping[str, Any]) -> None:
+    """Writes a PNG of `training.table`: PSNR of all rows over distance and over length, with 95% intervals.
+
+    Raises ImportError that says what to install.
+    """
+    figure = load_matplotlib()(figsize=(12, 5.2), dpi=120)
+    panels = figure.subplots(1, 2)
+    for axes, (key, label) in zip(panels, reversed(PANELS), strict=True):
+        for index, row in enumerate(table["rows"]):
+            _draw_bins(axes, row[f"psnr_{key}"], row["label"], ROW_COLORS[index % len(ROW_COLORS)])
+        for row, style in zip(table["references"], (":", "--"), strict=False):
+            _draw_bins(axes, row[f"psnr_{key}"], row["label"], COLORS["copy_last"], style)
+        axes.set(xlabel=label, ylabel="PSNR, dB")
+        _plain(axes)
+    panels[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.suptitle(
+        f"{table['protocol']} by {table['conditioning']}: {table['context']} → {table['frames']} frames, "
+        f"{sum(last - first + 1 for first, last in table['seeds'])} mazes",
+        fontsize=11,
+    )
+    figure.tight_layout()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary)
 
 
 def write_strips(folder: Path, recall: Recall, num_context: int) -> None:

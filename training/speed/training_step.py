@@ -14,7 +14,7 @@ from training.dataset import Batch
 from training.distributed import Processes
 from training.ema import ExponentialMovingAverage
 from training.losses import ClassWeights, LossConfig, world_model_loss
-from training.recipes import RECIPES, Recipe, Stage
+from training.recipes import Recipe, Stage, make_recipe
 from training.run_state import RunState
 from training.speed.latency import FULL, OURS
 from training.speed.timing import Deadline, is_out_of_memory, latency, peak_memory
@@ -119,7 +119,7 @@ def loss_step(model: WorldModel, size: int, length: int, device: torch.device) -
 
 def measure_recipe(name: str, device: torch.device, settings: TrainingSettings) -> dict[str, Any]:
     """Whole optimizer steps of a recipe's longest stage as `training.train` makes them, on frames that are noise."""
-    recipe = RECIPES[name]()
+    recipe = make_recipe(name)
     stage = max(recipe.stages, key=lambda stage: (stage.length, -stage.self_context))
     with peak_memory(device) as memory:
         step = recipe_step(recipe, stage, device)

@@ -88,9 +88,10 @@ class Dreams:
         self.observation_space = loaded.observation_space
         self.action_space = loaded.action_space
         self.model = WorldModel.from_weights(loaded.config, loaded.tensors, device, name=str(settings.checkpoint))
-        if self.model.config.pose_size > 0:
+        if self.model.config.pose_size > 0 and not self.model.config.odometry:
             raise ValueError(
-                f"The checkpoint {settings.checkpoint} needs poses; an environment can only dream from actions."
+                f"The checkpoint {settings.checkpoint} needs poses; an environment can only dream from actions. If the "
+                "poses are planar, `python -m training.odometry` adds what tells them from actions."
             )
         self._settings = settings
         self._graph = StepGraph(
@@ -111,6 +112,13 @@ class Dreams:
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def poses(self) -> np.ndarray | None:
+        """Where a model with odometry takes itself to be, float32 [B, 4], seen from the first frame of each context."""
+        if not self.model.config.odometry or self._graph.memory.pose is None:
+            return None
+        return self._graph.memory.pose.cpu().numpy().copy()
 
     @property
     def state_bytes_per_row(self) -> int:

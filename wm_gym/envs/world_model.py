@@ -43,6 +43,8 @@ class WorldModelEnv(gym.Env[np.ndarray, Any]):
     info of every reset and step:
         context_frames: int, real frames read in before the dream.
         imagined_steps: int, steps since the reset.
+        estimated_pose: float32 [4], only of models with odometry: (x, y, cos heading, sin heading), seen from the first
+            frame of the context.
 
     Args:
         checkpoint: a packaged name, the path of a file, or a Hugging Face Hub id "owner/name".
@@ -171,9 +173,11 @@ class WorldModelEnv(gym.Env[np.ndarray, Any]):
         return self._dreams.frames[0].cpu().numpy().copy()
 
     def _info(self) -> dict[str, Any]:
+        poses = self._dreams.poses
         return {
             "context_frames": int(self._dreams.num_context_frames[0]),
             "imagined_steps": int(self._dreams.num_steps[0]),
+            **({} if poses is None else {"estimated_pose": poses[0]}),
         }
 
     def _show(self) -> None:

@@ -22,11 +22,13 @@ from wm_gym.array_typing import (
     TerminationLogits,
     Tokens,
 )
+from wm_gym.flow import expand_level
 from wm_gym.nn.block_scan import CONV_TAPS
 from wm_gym.nn.config import WorldModelConfig
 from wm_gym.nn.heads import EventHead, FrameHead, PatchEmbedding
 from wm_gym.nn.layers import Layer, fourier_features
 from wm_gym.nn.local_attention import Rotary
+from wm_gym.nn.pose import PlanarPose
 from wm_gym.nn.state import LayerState
 from wm_gym.ops import frame_block_mask
 
@@ -60,7 +62,9 @@ class ConditionEmbedding(nn.Module):
         else:
             self.action = nn.Sequential(nn.Linear(config.action_size, width), nn.SiLU(), nn.Linear(width, width))
         self.pose = None
-        if config.pose_size:
+        if config.pose_kind == "planar":
+            self.pose = PlanarPose(config)
+        elif config.pose_size:
             self.pose = nn.Sequential(nn.Linear(config.pose_size, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(
@@ -97,7 +101,6 @@ class Backbone(nn.Module):
     def initial_layers(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> tuple[LayerState, ...]:
         """Empty memories; ``dtype`` is that of activations, SSM states are float32."""
         c = self.config
-        inner = c.num_scan_heads * c.head_dim
         states = []
         for size in c.block_sizes:
             blocks = c.num_tokens // size**2
@@ -105,7 +108,7 @@ class Backbone(nn.Module):
             states.append(
                 LayerState(
                     torch.zeros(batch_size, blocks, c.num_scan_heads, c.head_dim, c.state_dim, device=device),
-                    torch.zeros(batch_size, blocks, CONV_TAPS - 1, inner + 2 * c.state_dim, device=device, dtype=dtype),
+                    torch.zeros(batch_size, blocks, CONV_TAPS - 1, c.num_scan_channels, device=device, dtype=dtype),
                     torch.zeros(kv_shape, device=device, dtype=dtype),
                 )
             )
@@ -132,7 +135,9 @@ class Backbone(nn.Module):
             num_committed: leading frames that enter the memory that is returned; the others only read it.
         """
         condition = self.condition(noise_level, actions, has_action, pose)
-        tokens = self.embedding(frames)
+        if self.config.hide_noise:
+            frames = frames * (1 - expand_level(noise_level, frames))
+        tokens = self.embedding(frames, pose)
         tokens, new_layers = self.run_layers(tokens, condition, layers, num_cached, num_committed)
         reward_logits, termination_logits = self.event_head(tokens)
         return Output(self.frame_head(tokens, condition), reward_logits, termination_logits), new_layers

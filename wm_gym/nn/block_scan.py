@@ -42,10 +42,11 @@ class BlockScan(nn.Module):
         super().__init__()
         self.block_size = block_size
         self.num_heads = config.num_scan_heads
+        self.num_groups = config.num_scan_groups
         self.head_dim = config.head_dim
         self.state_dim = config.state_dim
         self.inner = config.expand * config.width
-        self.mixed = self.inner + 2 * self.state_dim
+        self.mixed = config.num_scan_channels
         self.in_proj = nn.Linear(config.width, self.inner + self.mixed + self.num_heads, bias=False)
         self.conv_weight = nn.Parameter(torch.empty(CONV_TAPS, self.mixed).uniform_(-1, 1) / math.sqrt(CONV_TAPS))
         self.conv_bias = nn.Parameter(torch.zeros(self.mixed))
@@ -74,8 +75,10 @@ class BlockScan(nn.Module):
         gate, mixed, dt = self.in_proj(sequences).split([self.inner, self.mixed, self.num_heads], dim=-1)
         conv_state = None if state is None else state.conv_state.flatten(0, 1)
         mixed, padded = causal_conv(mixed, self.conv_weight, self.conv_bias, conv_state)
-        x, b, c = F.silu(mixed).to(gate.dtype).split([self.inner, self.state_dim, self.state_dim], dim=-1)
+        projection = self.num_groups * self.state_dim
+        x, b, c = F.silu(mixed).to(gate.dtype).split([self.inner, projection, projection], dim=-1)
         x = x.unflatten(-1, (self.num_heads, self.head_dim))
+        b, c = (z.unflatten(-1, (self.num_groups, self.state_dim)) for z in (b, c))
         dt = F.softplus(dt.float() + self.dt_bias)
         a = -torch.exp(self.log_decay.float())
         ssm_state = None if state is None else state.ssm_state.flatten(0, 1)

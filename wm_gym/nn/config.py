@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 # What checkpoints of earlier versions lack; the defaults are what those versions did.
-_NEWER_FIELDS = {"num_scan_groups", "pose_kind", "odometry"}
+_NEWER_FIELDS = {"num_scan_groups", "pose_kind", "hide_noise", "odometry"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class WorldModelConfig:
         pose_size: dimensions of the pose that conditions each frame; 0 for none.
         pose_kind: "vector" conditions whole frames on the pose; "planar" reads it as (x, y, cos heading, sin heading)
             and also tells each token the direction that it looks in.
+        hide_noise: whether a frame at noise level l enters the network times 1 - l, so that pure noise is a question
+            and nothing else.
         odometry: whether the model predicts the pose of the next frame from its action where none is given.
         reward_values: the rewards that the head tells apart.
     """
@@ -52,6 +54,7 @@ class WorldModelConfig:
     action_size: int = 6
     pose_size: int = 0
     pose_kind: Literal["vector", "planar"] = "vector"
+    hide_noise: bool = False
     odometry: bool = False
     reward_values: tuple[float, ...] = (0.0, 1.0)
 
@@ -109,6 +112,11 @@ class WorldModelConfig:
     @property
     def num_scan_heads(self) -> int:
         return self.expand * self.width // self.head_dim
+
+    @property
+    def num_scan_channels(self) -> int:
+        """Convolved channels of a layer's scan: x, then B of all groups, then C of all groups."""
+        return self.expand * self.width + 2 * self.num_scan_groups * self.state_dim
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as JSON types."""

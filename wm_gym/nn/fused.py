@@ -81,6 +81,7 @@ def _scan(scan: BlockScan, tokens: Tokens) -> Tokens:
         scan.skip,
         scan.norm_weight,
         scan.block_size,
+        scan.num_groups,
     )
     return scan.out_proj(y)
 

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wm_gym.array_typing import Condition, ModelFrames, RewardLogits, TerminationLogits, Tokens
+from wm_gym.array_typing import Condition, ModelFrames, Poses, RewardLogits, TerminationLogits, Tokens
 from wm_gym.nn.config import WorldModelConfig
 from wm_gym.nn.layers import modulate
+from wm_gym.nn.pose import RayEmbedding
 
 
 class FrameHead(nn.Module):
@@ -60,14 +61,18 @@ def patchify(frames: ModelFrames, patch_size: int) -> Tensor:
 
 
 class PatchEmbedding(nn.Module):
-    """Pixels to tokens, with a learned position."""
+    """Pixels to tokens, with a learned position, and the direction they look in if poses are planar."""
 
     def __init__(self, config: WorldModelConfig) -> None:
         super().__init__()
         self.patch_size = config.patch_size
         self.proj = nn.Linear(config.frame_channels * config.patch_size**2, config.width)
         self.position = nn.Parameter(torch.randn(config.token_rows, config.token_columns, config.width) * 0.02)
+        self.ray = RayEmbedding(config) if config.pose_kind == "planar" else None
 
-    def forward(self, frames: ModelFrames) -> Tokens:
+    def forward(self, frames: ModelFrames, pose: Poses | None = None) -> Tokens:
         tokens = self.proj(patchify(frames, self.patch_size))
-        return tokens + self.position.to(tokens.dtype)
+        tokens = tokens + self.position.to(tokens.dtype)
+        if self.ray is not None and pose is not None:
+            tokens = tokens + self.ray(pose).to(tokens.dtype)
+        return tokens

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from wm_gym.array_typing import Action, ConvState, KVCache, ModelFrame, Pose, RowCount, RowMask, SSMState
+from wm_gym.array_typing import Action, ConvState, KVCache, ModelFrame, OdometryState, Pose, RowCount, RowMask, SSMState
 
 T = TypeVar("T")
 
@@ -39,12 +39,15 @@ class PendingFrame:
         action: the action that led to it; anything where ``has_action`` is False.
         has_action: False for the first frame of a dream.
         pose: its pose, if the model is conditioned on poses.
+        odometry: what the pose of the next frame is told from, beside this frame, if the model has odometry. A sequence
+            of frames has none.
     """
 
     frame: ModelFrame
     action: Action
     has_action: RowMask
     pose: Pose | None
+    odometry: OdometryState | None = None
 
     def with_time(self) -> PendingFrame:
         """The same with an axis of one time step, ``[B, 1, …]``: a sequence of one frame."""
@@ -58,7 +61,8 @@ class PendingFrame:
         """Two sequences after each other in time. Raises ValueError if only one of them has poses."""
         if (self.pose is None) != (other.pose is None):
             raise ValueError("poses were given for some frames of this dream and not for others; give all or none.")
-        return _map(lambda a, b: torch.cat([a, b], dim=1), self, other)
+        first, then = (dataclasses.replace(part, odometry=None) for part in (self, other))
+        return _map(lambda a, b: torch.cat([a, b], dim=1), first, then)
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> PendingFrame:
         return _map(function, self)
@@ -146,6 +150,7 @@ class ModelState:
                     tensors["pending.action"],
                     tensors["pending.has_action"],
                     tensors.get("pending.pose"),
+                    tensors.get("pending.odometry"),
                 )
             return cls(layers, tensors["num_committed"], pending)
         except KeyError as error:

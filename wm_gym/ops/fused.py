@@ -29,14 +29,14 @@ from wm_gym.ops.triton.residual_norm_train import residual_norm_backward
 class _Mixer(Function):
     @staticmethod
     def forward(ctx: Any, projected: Tensor, *arguments: Any) -> Tensor:
-        *parameters, block_size = arguments
+        *parameters, block_size, num_groups = arguments
         conv_weight, conv_bias, dt_bias, log_decay, skip, norm_weight = parameters
         inner = norm_weight.shape[0]
         projected = projected.contiguous()
         mixed = conv_silu(projected, conv_weight, conv_bias, inner, block_size)
-        y, states, steps = chunk_scan(mixed, projected, dt_bias, log_decay, skip, inner, block_size)
+        y, states, steps = chunk_scan(mixed, projected, dt_bias, log_decay, skip, inner, block_size, num_groups)
         ctx.save_for_backward(projected, mixed, y, states, steps, *parameters)
-        ctx.block_size = block_size
+        ctx.block_size, ctx.num_groups = block_size, num_groups
         return gated_norm(y, projected, norm_weight)
 
     @staticmethod
@@ -48,12 +48,22 @@ class _Mixer(Function):
         grad_projected = torch.empty_like(projected)
         grad_y, grad_norm = gated_norm_backward(grad.contiguous(), y, projected, norm_weight, grad_projected)
         grad_x, grad_bc, *grad_scan = chunk_scan_backward(
-            grad_y, mixed, projected, dt_bias, log_decay, skip, states, steps, ctx.block_size, grad_projected
+            grad_y,
+            mixed,
+            projected,
+            dt_bias,
+            log_decay,
+            skip,
+            states,
+            steps,
+            ctx.block_size,
+            ctx.num_groups,
+            grad_projected,
         )
         grad_conv, grad_bias = conv_silu_backward(
             (grad_x, grad_bc), projected, conv_weight, conv_bias, inner, ctx.block_size, grad_projected
         )
-        return grad_projected, grad_conv, grad_bias, *grad_scan, grad_norm, None
+        return grad_projected, grad_conv, grad_bias, *grad_scan, grad_norm, None, None
 
 
 def block_mixer(
@@ -65,6 +75,7 @@ def block_mixer(
     skip: Tensor,
     norm_weight: Tensor,
     block_size: int,
+    num_groups: int,
 ) -> Tensor:
     """Convolution, scan, gate and norm of a block-wise scan that starts from nothing.
 
@@ -73,12 +84,13 @@ def block_mixer(
         conv_weight, conv_bias: ``[4, mixed]``, ``[mixed]``.
         dt_bias, log_decay, skip: ``[h]``.
         norm_weight: ``[inner]``.
+        num_groups: groups of consecutive heads that share a B and a C.
 
     Returns:
         ``[B, T, rows, columns, inner]``.
     """
     parameters = (conv_weight, conv_bias, dt_bias, log_decay, skip, norm_weight)
-    return _Mixer.apply(projected, *(parameter.float() for parameter in parameters), block_size)
+    return _Mixer.apply(projected, *(parameter.float() for parameter in parameters), block_size, num_groups)
 
 
 class _ResidualNorm(Function):

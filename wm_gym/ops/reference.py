@@ -28,8 +28,8 @@ def ssd_scan(
         x: inputs, ``[sequences, L, h, d]``.
         dt: positive step sizes, ``[sequences, L, h]``.
         a: negative decay rates, ``[h]``.
-        b: input projections shared by the heads, ``[sequences, L, s]``.
-        c: output projections shared by the heads, ``[sequences, L, s]``.
+        b: input projections, ``[sequences, L, g, s]``; the g groups of h / g consecutive heads share one each.
+        c: output projections, likewise.
         skip: weight of the direct path, ``[h]``.
         initial_state: state before the first token, ``[sequences, h, d, s]``; zeros if None.
 
@@ -37,13 +37,14 @@ def ssd_scan(
         Outputs like ``x``, and the state after the last token.
     """
     sequences, length, heads, dim = x.shape
+    b, c = (z.repeat_interleave(heads // z.shape[2], dim=2) for z in (b, c))
     state = x.new_zeros(sequences, heads, dim, b.shape[-1]) if initial_state is None else initial_state
     outputs = []
     for t in range(length):
         decay = torch.exp(dt[:, t] * a)[..., None, None]
-        update = (dt[:, t, :, None] * x[:, t])[..., None] * b[:, t, None, None, :]
+        update = (dt[:, t, :, None] * x[:, t])[..., None] * b[:, t, :, None, :]
         state = decay * state + update
-        outputs.append((state * c[:, t, None, None, :]).sum(-1) + skip[:, None] * x[:, t])
+        outputs.append((state * c[:, t, :, None, :]).sum(-1) + skip[:, None] * x[:, t])
     return torch.stack(outputs, dim=1), state
 
 

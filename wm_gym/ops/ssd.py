@@ -35,18 +35,22 @@ def ssd_chunk(
 
     Otherwise the contract of :func:`wm_gym.ops.reference.ssd_scan`. All tokens see those before them, committed or not.
     """
-    u, bf, cf = (x * dt[..., None]).float().transpose(1, 2), b.float(), c.float()
-    log_decay = (dt.float() * a.float()).transpose(1, 2)
-    y = ((cf @ bf.transpose(1, 2))[:, None] * _segment_decay(log_decay)) @ u
+    # [sequences, g, tokens or one of the group's heads, ...]
+    by_group = (b.shape[2], -1)
+    bf, cf = b.float().transpose(1, 2), c.float().transpose(1, 2)
+    u = (x * dt[..., None]).float().transpose(1, 2).unflatten(1, by_group)
+    log_decay = (dt.float() * a.float()).transpose(1, 2).unflatten(1, by_group)
+    state = initial_state.unflatten(1, by_group)
+    y = ((cf @ bf.transpose(2, 3))[:, :, None] * _segment_decay(log_decay)) @ u
     decay = log_decay.cumsum(-1)
-    y = y + (cf[:, None] @ initial_state.transpose(2, 3)) * decay.exp()[..., None]
-    y = (y.transpose(1, 2) + skip.float()[:, None] * x.float()).to(x.dtype)
+    y = y + (cf[:, :, None] @ state.transpose(3, 4)) * decay.exp()[..., None]
+    y = (y.flatten(1, 2).transpose(1, 2) + skip.float()[:, None] * x.float()).to(x.dtype)
     if num_committed == 0:
         return y, initial_state
     decay = decay[..., :num_committed]
     weight = (decay[..., -1:] - decay).exp()[..., None]
-    update = (u[:, :, :num_committed] * weight).transpose(2, 3) @ bf[:, None, :num_committed]
-    return y, torch.addcmul(update, initial_state, decay[..., -1].exp()[..., None, None])
+    update = (u[..., :num_committed, :] * weight).transpose(3, 4) @ bf[:, :, None, :num_committed]
+    return y, torch.addcmul(update, state, decay[..., -1].exp()[..., None, None]).flatten(1, 2)
 
 
 def ssd_scan(
@@ -61,6 +65,7 @@ def ssd_scan(
 ) -> tuple[ScanInput, ScanState]:
     """Same contract as :func:`wm_gym.ops.reference.ssd_scan`; states are kept in float32."""
     sequences, length, heads, dim = x.shape
+    groups = b.shape[2]
     chunk = min(chunk_size, length)
     padding = -length % chunk
     # A padded token has dt = 0: it neither decays nor feeds the state.
@@ -69,24 +74,26 @@ def ssd_scan(
     if padding:
         u = F.pad(u, (0, 0, 0, 0, 0, padding))
         step = F.pad(step, (0, 0, 0, padding))
-        bf, cf = F.pad(bf, (0, 0, 0, padding)), F.pad(cf, (0, 0, 0, padding))
+        bf, cf = F.pad(bf, (0, 0, 0, 0, 0, padding)), F.pad(cf, (0, 0, 0, 0, 0, padding))
     chunks = (length + padding) // chunk
-    u = u.reshape(sequences, chunks, chunk, heads, dim).transpose(2, 3)
-    bf, cf = bf.reshape(sequences, chunks, chunk, -1), cf.reshape(sequences, chunks, chunk, -1)
-    log_decay = (step * a.float()).reshape(sequences, chunks, chunk, heads).transpose(2, 3)
+    # [sequences, chunks, g, (heads of a group,) tokens of a chunk, ...]
+    u = u.reshape(sequences, chunks, chunk, groups, heads // groups, dim).permute(0, 1, 3, 4, 2, 5)
+    bf, cf = (z.reshape(sequences, chunks, chunk, groups, -1).transpose(2, 3) for z in (bf, cf))
+    log_decay = (step * a.float()).reshape(sequences, chunks, chunk, groups, -1).permute(0, 1, 3, 4, 2)
     cumulative = log_decay.cumsum(-1)
 
-    inside = (cf @ bf.transpose(-1, -2))[:, :, None] * _segment_decay(log_decay)
+    inside = (cf @ bf.transpose(-1, -2))[:, :, :, None] * _segment_decay(log_decay)
     y = inside @ u
 
     to_end = (cumulative[..., -1:] - cumulative).exp()
-    chunk_states = torch.einsum("nchlp,ncls->nchps", u * to_end[..., None], bf)
+    chunk_states = torch.einsum("ncghlp,ncgls->ncghps", u * to_end[..., None], bf).flatten(2, 3)
     if initial_state is None:
         initial_state = chunk_states.new_zeros(sequences, heads, dim, bf.shape[-1])
     states = torch.cat([initial_state.float()[:, None], chunk_states], dim=1)
-    between = _segment_decay(F.pad(cumulative[..., -1], (0, 0, 1, 0)).transpose(1, 2))
+    between = _segment_decay(F.pad(cumulative[..., -1].flatten(2), (0, 0, 1, 0)).transpose(1, 2))
     states = torch.einsum("nhij,njhps->nihps", between, states)
-    y = y + torch.einsum("ncls,nchps->nchlp", cf, states[:, :-1]) * cumulative.exp()[..., None]
+    before = states[:, :-1].unflatten(2, (groups, -1))
+    y = y + torch.einsum("ncgls,ncghps->ncghlp", cf, before) * cumulative.exp()[..., None]
 
-    y = y.transpose(2, 3).reshape(sequences, chunks * chunk, heads, dim)[:, :length]
+    y = y.permute(0, 1, 4, 2, 3, 5).reshape(sequences, chunks * chunk, heads, dim)[:, :length]
     return (y + skip.float()[:, None] * x.float()).to(x.dtype), states[:, -1]

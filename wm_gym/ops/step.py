@@ -72,7 +72,7 @@ def scan_step(
 
     Args:
         projected: gate z, convolved channels (x, b, c) and dt, ``[B, F, rows, columns, inner + mixed + h]``, with
-            ``inner = h * d`` and ``mixed = inner + 2 * s``.
+            ``inner = h * d`` and ``mixed = inner + 2 * g * s``: g groups of h / g consecutive heads have a b and a c.
         conv_weight: ``[4, mixed]``; the last tap meets the current token.
         conv_bias: ``[mixed]``.
         dt_bias: added to dt before the softplus, ``[h]``.
@@ -219,14 +219,20 @@ def _check_scan_step(
 ) -> None:
     batch, frames, rows, columns, channels = projected.shape
     heads, dim, state_dim = ssm_state.shape[2:]
-    mixed = heads * dim + 2 * state_dim
+    inner, mixed = heads * dim, conv_weight.shape[1]
+    groups = (mixed - inner) // (2 * state_dim)
     _check_frames(frames, num_committed)
     if rows % block_size or columns % block_size:
         raise ValueError(f"block size {block_size} does not divide the token grid {rows}x{columns}.")
-    if channels != heads * dim + mixed + heads:
+    if groups < 1 or heads % groups or mixed != inner + 2 * groups * state_dim:
         raise ValueError(
-            f"projected has {channels} channels; {heads} heads of {dim} with a state of {state_dim} take "
-            f"{heads * dim + mixed + heads}."
+            f"conv_weight has {mixed} channels; {heads} heads of {dim} with a state of {state_dim} take "
+            f"{inner} + 2 * g * {state_dim}, where g divides {heads}."
+        )
+    if channels != inner + mixed + heads:
+        raise ValueError(
+            f"projected has {channels} channels; {heads} heads of {dim} with {mixed} convolved channels take "
+            f"{inner + mixed + heads}."
         )
     taps = conv_weight.shape[0]
     expected = (batch, rows * columns // block_size**2)

@@ -43,7 +43,7 @@ def scan_step(
     """Twin of :func:`wm_gym.ops.step.scan_step`."""
     batch, frames, rows, columns, _ = projected.shape
     blocks, heads, dim, state_dim = ssm_state.shape[1:]
-    inner, mixed = heads * dim, heads * dim + 2 * state_dim
+    inner, mixed = heads * dim, conv_weight.shape[1]
     order = block_order(rows, columns, block_size, projected.device)
     # [B, F, K, tokens of a block, C] to sequences [B * K, L, C]
     sequences = projected.flatten(2, 3)[:, :, order].transpose(1, 2).reshape(batch * blocks, -1, projected.shape[-1])
@@ -51,7 +51,8 @@ def scan_step(
 
     past = conv_state.flatten(0, 1).float()
     filtered, padded = causal_conv(inputs, conv_weight.float(), conv_bias.float(), past)
-    x, b, c = F.silu(filtered).split([inner, state_dim, state_dim], dim=-1)
+    x, b, c = F.silu(filtered).split([inner, (mixed - inner) // 2, (mixed - inner) // 2], dim=-1)
+    b, c = b.unflatten(-1, (-1, state_dim)), c.unflatten(-1, (-1, state_dim))
     x, dt = x.unflatten(-1, (heads, dim)), F.softplus(dt + dt_bias.float())
     committed = num_committed * block_size**2
     state = ssm_state.flatten(0, 1).float()

@@ -9,7 +9,7 @@ from tests.tiny import tiny_model
 from tests.toy_store import make_toy_store
 from training.baselines import BaselineConfig, build_model
 from training.recall.imagine import Dreamer
-from training.recall.options import Feedback
+from training.recall.options import Feedback, Memory
 from training.rollouts import Rollouts, read_rollouts
 from wm_gym.codec import model_to_frames
 from wm_gym.ops.step import frame_noise
@@ -114,3 +114,15 @@ def test_a_dream_follows_the_poses_that_it_is_given(walks: Rollouts) -> None:
     before, after = (dreamer.imagine(each, CONTEXT, "kept") for each in (walks, moved))
     assert torch.equal(before[:, :2], after[:, :2])
     assert not torch.equal(before[:, 2], after[:, 2])
+
+
+@pytest.mark.parametrize("memory", ["kept", "cleared"])
+def test_a_planar_model_sees_poses_from_the_first_frame_that_it_read(walks: Rollouts, memory: Memory) -> None:
+    model = tiny_model(pose_size=4, pose_kind="planar")
+    x, y, cos, sin = walks.pose.unbind(-1)
+    elsewhere = Rollouts(**{**vars(walks), "pose": torch.stack([5 - y, x + 2, -sin, cos], dim=-1)})
+    dreamer = Dreamer(model, 3)
+    dreamed = dreamer.imagine(walks, CONTEXT, memory)
+    assert_about_equal(dreamer.imagine(elsewhere, CONTEXT, memory), dreamed)
+    unmoved = Rollouts(**{**vars(walks), "pose": walks.pose[:, :1].expand_as(walks.pose)})
+    assert not torch.equal(dreamer.imagine(unmoved, CONTEXT, memory), dreamed)

@@ -41,12 +41,13 @@ def _scan_segments(
     values, keys, steps, decays, sums, totals,
     length, frames, chunks, total_chunks,
     VALUE_ROW: tl.constexpr, KEY_ROW: tl.constexpr, KEY: tl.constexpr,
-    HEADS: tl.constexpr, P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
+    HEADS: tl.constexpr, GROUPS: tl.constexpr, P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
     """What a segment adds to the state at its end (or, reversed, to the state's gradient at its start)."""
     sequence = tl.program_id(0).to(tl.int64)
     piece, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
+    group = head // (HEADS // GROUPS)
     first = tl.program_id(1) * chunks
     count = tl.minimum(chunks, total_chunks - first)
     p, n, q = tl.arange(0, P), tl.arange(0, N), tl.arange(0, Q)
@@ -62,7 +63,7 @@ def _scan_segments(
         cumulative = tl.load(decays + at + q)
         weight = tl.exp2(cumulative) if REVERSE else tl.exp2(last - cumulative) * tl.load(steps + at + q)
         value = tl.load(values + token[:, None] * VALUE_ROW + head * P + p[None, :], mask=inside[:, None], other=0.0)
-        key = tl.load(keys + token[:, None] * KEY_ROW + KEY + n[None, :], mask=inside[:, None], other=0.0)
+        key = tl.load(keys + token[:, None] * KEY_ROW + KEY + group * N + n[None, :], mask=inside[:, None], other=0.0)
         key = (key.to(tl.float32) * weight[:, None]).to(value.dtype)
         state = tl.dot(tl.trans(key), value, acc=state * tl.exp2(last), input_precision="tf32")
         total += last
@@ -89,11 +90,12 @@ def _scan_forward(
     mixed, steps, decays, sources, skip, initial, out, states,
     length, frames, chunks, total_chunks,
     MIXED: tl.constexpr, INNER: tl.constexpr,
-    HEADS: tl.constexpr, P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
+    HEADS: tl.constexpr, GROUPS: tl.constexpr, P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr, HAS_INITIAL: tl.constexpr,
 ):  # fmt: skip
     sequence = tl.program_id(0).to(tl.int64)
     piece, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
+    group = head // (HEADS // GROUPS)
     first = tl.program_id(1) * chunks
     p, n, q = tl.arange(0, P), tl.arange(0, N), tl.arange(0, Q)
     tile = n[:, None] * P + p[None, :]
@@ -107,8 +109,8 @@ def _scan_forward(
         token = token_index(piece, position, frames, ROWS, COLUMNS, SIZE)
         row = mixed + token[:, None] * MIXED
         x = tl.load(row + head * P + p[None, :], mask=inside[:, None], other=0.0)
-        b = tl.load(row + INNER + n[None, :], mask=inside[:, None], other=0.0)
-        c = tl.load(row + INNER + N + n[None, :], mask=inside[:, None], other=0.0)
+        b = tl.load(row + INNER + group * N + n[None, :], mask=inside[:, None], other=0.0)
+        c = tl.load(row + INNER + (GROUPS + group) * N + n[None, :], mask=inside[:, None], other=0.0)
         rounded = state.to(x.dtype)
         tl.store(states + (sequence * total_chunks + chunk) * N * P + tile, rounded)
         at = (sequence * total_chunks + chunk) * Q
@@ -132,10 +134,11 @@ def _segments(sequences: int, chunks: int) -> tuple[int, int]:
 class _Shape:
     """What all kernels of a scan are told about the tensors."""
 
-    def __init__(self, projected: Tensor, mixed: Tensor, heads: int, inner: int, block_size: int) -> None:
+    def __init__(self, projected: Tensor, mixed: Tensor, heads: int, groups: int, inner: int, block_size: int) -> None:
         batch, frames, rows, columns, channels = mixed.shape
-        self.heads, self.frames = heads, frames
-        self.sizes = (heads, inner // heads, (channels - inner) // 2, _CHUNK)
+        self.heads, self.groups, self.frames = heads, groups, frames
+        self.head_dim, self.state_dim = inner // heads, (channels - inner) // (2 * groups)
+        self.sizes = (heads, groups, self.head_dim, self.state_dim, _CHUNK)
         self.grid = (rows, columns, block_size)
         self.num_tokens = batch * frames * rows * columns
         self.length = frames * block_size**2
@@ -152,42 +155,49 @@ class _Shape:
         """The state before each segment, or the gradient of that after it: ``[sequences, segments, s, d]``, float32."""
         if self.segments == 1:
             return None
-        _, dim, state_dim, _ = self.sizes
-        sums = torch.empty(self.sequences, self.segments, state_dim, dim, device=values.device)
+        sums = torch.empty(self.sequences, self.segments, self.state_dim, self.head_dim, device=values.device)
         totals = torch.empty(self.sequences, self.segments, device=values.device)
         _scan_segments[(self.sequences, self.segments)](
             values, keys, steps[0], steps[1], sums, totals, self.length, self.frames, self.segment_chunks, self.chunks,
             values.shape[-1], keys.shape[-1], key, *self.sizes, *self.grid, reverse, num_warps=4,
         )  # fmt: skip
-        size = state_dim * dim
+        size = self.state_dim * self.head_dim
         block = min(size & -size, 1024)
         _scan_pass_on[(self.sequences, size // block)](sums, totals, self.segments, size, block, reverse)
         return sums
 
 
 def chunk_scan(
-    mixed: Tensor, projected: Tensor, dt_bias: Tensor, log_decay: Tensor, skip: Tensor, inner: int, block_size: int
+    mixed: Tensor,
+    projected: Tensor,
+    dt_bias: Tensor,
+    log_decay: Tensor,
+    skip: Tensor,
+    inner: int,
+    block_size: int,
+    num_groups: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The scan over every block, from an empty state; contract of :func:`wm_gym.ops.reference.ssd_scan` per block.
 
     Args:
-        mixed: x, B and C side by side, ``[B, T, rows, columns, inner + 2 * s]``, contiguous.
+        mixed: x, B and C side by side, ``[B, T, rows, columns, inner + 2 * g * s]``, contiguous.
         projected: ``[B, T, rows, columns, width]``, contiguous; its last h channels are the step sizes before
             ``softplus(. + dt_bias)``.
         dt_bias, log_decay, skip: ``[h]``, float32; the decay rate is ``-exp(log_decay)``.
+        num_groups: g, groups of consecutive heads that share a B and a C.
 
     Returns:
         Outputs ``[B, T, rows, columns, inner]``; and for the backward pass the states before each chunk, and the step
         sizes and decays of all tokens.
     """
-    s = _Shape(projected, mixed, dt_bias.shape[0], inner, block_size)
+    s = _Shape(projected, mixed, dt_bias.shape[0], num_groups, inner, block_size)
     steps = torch.empty(3, s.sequences, s.chunks * _CHUNK, device=mixed.device)
     scan_steps_kernel[s.step_grid](
         projected, dt_bias, log_decay, *steps, s.length, s.frames, s.chunks, *s.step_sizes(), num_warps=4
     )
     initial = s.boundary_states(mixed, mixed, inner, steps, reverse=False)
     out = mixed.new_empty(*mixed.shape[:-1], inner)
-    states = mixed.new_empty(s.sequences, s.chunks, s.sizes[2], s.sizes[1])
+    states = mixed.new_empty(s.sequences, s.chunks, s.state_dim, s.head_dim)
     _scan_forward[(s.sequences, s.segments)](
         mixed, *steps, skip, steps if initial is None else initial, out, states,
         s.length, s.frames, s.segment_chunks, s.chunks,
@@ -207,16 +217,17 @@ def chunk_scan_backward(
     states: Tensor,
     steps: Tensor,
     block_size: int,
+    num_groups: int,
     grad_projected: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Writes the last h channels of ``grad_projected``.
 
     Returns:
-        The gradients of x ``[..., inner]``, of B and C ``[..., 2 * s]``, of dt_bias, log_decay and skip.
+        The gradients of x ``[..., inner]``, of B and C ``[..., 2 * g * s]``, of dt_bias, log_decay and skip.
     """
     inner = grad.shape[-1]
-    s = _Shape(projected, mixed, dt_bias.shape[0], inner, block_size)
-    final = s.boundary_states(grad, mixed, inner + s.sizes[2], steps, reverse=True)
+    s = _Shape(projected, mixed, dt_bias.shape[0], num_groups, inner, block_size)
+    final = s.boundary_states(grad, mixed, inner + num_groups * s.state_dim, steps, reverse=True)
     grad_x = torch.empty_like(grad)
     grad_steps, grad_decays = torch.empty_like(steps[0]), torch.empty_like(steps[1])
     grad_ends = torch.empty(s.sequences, s.chunks, device=grad.device)
@@ -227,9 +238,9 @@ def chunk_scan_backward(
         mixed.shape[-1], inner, *s.sizes, *s.grid, final is not None,
         **_X_LAUNCH,
     )  # fmt: skip
-    grad_bc = grad.new_empty(*mixed.shape[:-1], 2 * s.sizes[2])
+    grad_bc = grad.new_empty(*mixed.shape[:-1], mixed.shape[-1] - inner)
     grad_skip = torch.empty(s.sequences // s.heads, s.heads, s.chunks, device=grad.device)
-    scan_backward_bc[(s.sequences // s.heads, s.chunks)](
+    scan_backward_bc[(s.sequences // s.heads * num_groups, s.chunks)](
         grad, mixed, *steps, states, grad_states, grad_bc, grad_steps, grad_decays, grad_ends, grad_skip,
         s.length, s.frames, s.chunks, mixed.shape[-1], inner, *s.sizes, *s.grid,
         **_BC_LAUNCH,

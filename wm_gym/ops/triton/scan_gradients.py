@@ -20,12 +20,13 @@ def scan_backward_x(
     grad, mixed, steps, decays, sources, skip, final_grad, grad_x, grad_states,
     length, frames, chunks, total_chunks,
     MIXED: tl.constexpr, INNER: tl.constexpr,
-    HEADS: tl.constexpr, P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
+    HEADS: tl.constexpr, GROUPS: tl.constexpr, P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr, HAS_FINAL: tl.constexpr,
 ):  # fmt: skip
     """Chunks from the last to the first: the gradient of the state after each of them, and of x."""
     sequence = tl.program_id(0).to(tl.int64)
     piece, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
+    group = head // (HEADS // GROUPS)
     first = tl.program_id(1) * chunks
     count = tl.minimum(chunks, total_chunks - first)
     p, n, q = tl.arange(0, P), tl.arange(0, N), tl.arange(0, Q)
@@ -40,8 +41,8 @@ def scan_backward_x(
         rows = (position < length)[:, None]
         token = token_index(piece, position, frames, ROWS, COLUMNS, SIZE)
         row = mixed + token[:, None] * MIXED
-        b = tl.load(row + INNER + n[None, :], mask=rows, other=0.0)
-        c = tl.load(row + INNER + N + n[None, :], mask=rows, other=0.0)
+        b = tl.load(row + INNER + group * N + n[None, :], mask=rows, other=0.0)
+        c = tl.load(row + INNER + (GROUPS + group) * N + n[None, :], mask=rows, other=0.0)
         dy = tl.load(grad + token[:, None] * INNER + head * P + p[None, :], mask=rows, other=0.0)
         rounded = dstate.to(dy.dtype)
         tl.store(grad_states + (sequence * total_chunks + chunk) * N * P + tile, rounded)
@@ -65,24 +66,25 @@ def scan_backward_bc(
     grad_bc, grad_steps, grad_decays, grad_ends, grad_skip,
     length, frames, total_chunks,
     MIXED: tl.constexpr, INNER: tl.constexpr,
-    HEADS: tl.constexpr, P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
+    HEADS: tl.constexpr, GROUPS: tl.constexpr, P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
-    """One chunk, head by head: the gradients of B and C, which all heads share, and of steps, decays and skip."""
-    piece, chunk = tl.program_id(0), tl.program_id(1)
+    """One chunk, head by head of a group: the gradients of its B and C, and of steps, decays and skip."""
+    piece, group, chunk = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS, tl.program_id(1)
     p, n, q = tl.arange(0, P), tl.arange(0, N), tl.arange(0, Q)
     tile = n[:, None] * P + p[None, :]
     position = chunk * Q + q
     rows = (position < length)[:, None]
     token = token_index(piece, position, frames, ROWS, COLUMNS, SIZE)
     row = mixed + token[:, None] * MIXED
-    b = tl.load(row + INNER + n[None, :], mask=rows, other=0.0)
-    c = tl.load(row + INNER + N + n[None, :], mask=rows, other=0.0)
+    b = tl.load(row + INNER + group * N + n[None, :], mask=rows, other=0.0)
+    c = tl.load(row + INNER + (GROUPS + group) * N + n[None, :], mask=rows, other=0.0)
     cb = tl.dot(c, tl.trans(b), input_precision="tf32")
     dcb = tl.zeros((Q, Q), tl.float32)
     db = tl.zeros((Q, N), tl.float32)
     dc = tl.zeros((Q, N), tl.float32)
-    for head in range(HEADS):
+    for member in range(HEADS // GROUPS):
+        head = group * (HEADS // GROUPS) + member
         sequence = (piece * HEADS + head).to(tl.int64)
         x = tl.load(row + head * P + p[None, :], mask=rows, other=0.0)
         dy = tl.load(grad + token[:, None] * INNER + head * P + p[None, :], mask=rows, other=0.0)
@@ -118,6 +120,6 @@ def scan_backward_bc(
     dcb = dcb.to(b.dtype)
     db = tl.dot(tl.trans(dcb), c, acc=db, input_precision="tf32")
     dc = tl.dot(dcb, b, acc=dc, input_precision="tf32")
-    target = grad_bc + token[:, None] * (2 * N) + n[None, :]
+    target = grad_bc + token[:, None] * (2 * GROUPS * N) + group * N + n[None, :]
     tl.store(target, db.to(grad_bc.dtype.element_ty), mask=rows)
-    tl.store(target + N, dc.to(grad_bc.dtype.element_ty), mask=rows)
+    tl.store(target + GROUPS * N, dc.to(grad_bc.dtype.element_ty), mask=rows)

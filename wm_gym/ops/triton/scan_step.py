@@ -23,12 +23,12 @@ from wm_gym.ops.triton.scan_conv import LOG2_OF_E, scan_conv, silu, token_rows
 _MAX_PIECE = 64  # tokens per matrix product
 _FILLS_A_GPU = 256  # programs
 _MANY = 512  # states: a program for each of them fills a GPU
-_ONE_HEAD: dict[str, Any] = {"GROUP": 1, "PREFETCH": 1, "maxnreg": None}
+_ONE_HEAD: dict[str, Any] = {"MEMBERS": 1, "PREFETCH": 1, "maxnreg": None}
 # Of many states, by the tokens of a piece; measured on an H200.
 _LAUNCHES: dict[int, dict[str, Any]] = {
-    16: {"ROW_TILE": 16, "GROUP": 8, "PREFETCH": 3, "num_warps": 1, "maxnreg": None},
-    32: {"ROW_TILE": 16, "GROUP": 8, "PREFETCH": 3, "num_warps": 1, "maxnreg": None},
-    64: {"ROW_TILE": 64, "GROUP": 1, "PREFETCH": 1, "num_warps": 4, "maxnreg": 168},
+    16: {"ROW_TILE": 16, "MEMBERS": 8, "PREFETCH": 3, "num_warps": 1, "maxnreg": None},
+    32: {"ROW_TILE": 16, "MEMBERS": 8, "PREFETCH": 3, "num_warps": 1, "maxnreg": None},
+    64: {"ROW_TILE": 64, "MEMBERS": 1, "PREFETCH": 1, "num_warps": 4, "maxnreg": 168},
 }
 
 
@@ -43,12 +43,13 @@ def _softplus(x):
 @triton.jit
 def _recurrent_kernel(
     projected, filtered, dt_bias, a, skip, ssm_state, out,
-    HEADS: tl.constexpr, DIM: tl.constexpr, STATE: tl.constexpr, ROW_TILE: tl.constexpr, STATE_TILE: tl.constexpr,
+    HEADS: tl.constexpr, GROUPS: tl.constexpr, DIM: tl.constexpr, STATE: tl.constexpr,
+    ROW_TILE: tl.constexpr, STATE_TILE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, FRAMES: tl.constexpr, COMMITTED: tl.constexpr,
 ):  # fmt: skip
     """The recurrence of blocks of one token, frame by frame, on [ROW_TILE, STATE] of a state; formula: the twin's."""
     INNER: tl.constexpr = HEADS * DIM
-    MIXED: tl.constexpr = INNER + 2 * STATE
+    MIXED: tl.constexpr = INNER + 2 * GROUPS * STATE
     CHANNELS: tl.constexpr = INNER + MIXED + HEADS
     BLOCKS: tl.constexpr = ROWS * COLUMNS
     TILES: tl.constexpr = (DIM + ROW_TILE - 1) // ROW_TILE
@@ -71,12 +72,26 @@ def _recurrent_kernel(
     # Both frames are loaded before anything is stored, so that they travel together with the state.
     row = dream_row + block
     dt, gate, x, b, c = _token_of_head(
-        projected, filtered, row, head, channel, has_d, s, has_s, bias, INNER, MIXED, CHANNELS, STATE
+        projected, filtered, row, head, channel, has_d, s, has_s, bias, INNER, MIXED, CHANNELS, HEADS, GROUPS, STATE
     )
     if FRAMES > 1:
         next_row = row + ROWS * COLUMNS
         next_dt, next_gate, next_x, next_b, next_c = _token_of_head(
-            projected, filtered, next_row, head, channel, has_d, s, has_s, bias, INNER, MIXED, CHANNELS, STATE
+            projected,
+            filtered,
+            next_row,
+            head,
+            channel,
+            has_d,
+            s,
+            has_s,
+            bias,
+            INNER,
+            MIXED,
+            CHANNELS,
+            HEADS,
+            GROUPS,
+            STATE,
         )
     state = tl.exp2(dt * rate) * state + (dt * x)[:, None] * b[None, :]
     y = tl.sum(state * c[None, :], axis=1) + direct * x
@@ -92,41 +107,44 @@ def _recurrent_kernel(
 @triton.jit
 def _token_of_head(
     projected, filtered, row, head, channel, has_d, s, has_s, bias,
-    INNER: tl.constexpr, MIXED: tl.constexpr, CHANNELS: tl.constexpr, STATE: tl.constexpr,
+    INNER: tl.constexpr, MIXED: tl.constexpr, CHANNELS: tl.constexpr,
+    HEADS: tl.constexpr, GROUPS: tl.constexpr, STATE: tl.constexpr,
 ):  # fmt: skip
     """A token's step dt, gate and x for some rows of a head, and b and c."""
     step = tl.load(projected + row * CHANNELS + INNER + MIXED + head).to(tl.float32)
     gate = tl.load(projected + row * CHANNELS + channel, has_d, 0.0).to(tl.float32)
     x = tl.load(filtered + row * MIXED + channel, has_d, 0.0).to(tl.float32)
-    b = tl.load(filtered + row * MIXED + INNER + s, has_s, 0.0).to(tl.float32)
-    c = tl.load(filtered + row * MIXED + INNER + STATE + s, has_s, 0.0).to(tl.float32)
+    place = filtered + row * MIXED + INNER + head // (HEADS // GROUPS) * STATE + s
+    b = tl.load(place, has_s, 0.0).to(tl.float32)
+    c = tl.load(place + GROUPS * STATE, has_s, 0.0).to(tl.float32)
     return _softplus(step + bias), gate, x, b, c
 
 
 @triton.jit
 def _piece_of_tokens(
     projected, filtered, dt_bias, a, row, valid, head, s, has_s,
-    INNER: tl.constexpr, MIXED: tl.constexpr, CHANNELS: tl.constexpr, STATE: tl.constexpr, GROUP: tl.constexpr,
+    INNER: tl.constexpr, MIXED: tl.constexpr, CHANNELS: tl.constexpr,
+    HEADS: tl.constexpr, GROUPS: tl.constexpr, STATE: tl.constexpr, MEMBERS: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What heads share of some tokens, and the small part that each has of its own.
+    """What heads of one group share of some tokens, and the small part that each has of its own.
 
-    Returns what they write to a state (b), read from it (c), and the products of both; of GROUP
-    heads from ``head`` on the steps dt and the logarithms to base 2 of the decay at each token and from the first on,
-    ``[tokens, GROUP]`` or, of one head, ``[tokens]``.
+    Returns what they write to a state (b), read from it (c), and the products of both; of MEMBERS heads from ``head``
+    on the steps dt and the logarithms to base 2 of the decay at each token and from the first on,
+    ``[tokens, MEMBERS]`` or, of one head, ``[tokens]``.
     """
-    place = filtered + row[:, None] * MIXED + INNER + s[None, :]
+    place = filtered + row[:, None] * MIXED + INNER + head // (HEADS // GROUPS) * STATE + s[None, :]
     mask = valid[:, None] & has_s[None, :]
     b = tl.load(place, mask, 0.0).to(OPERAND)
-    c = tl.load(place + STATE, mask, 0.0).to(OPERAND)
+    c = tl.load(place + GROUPS * STATE, mask, 0.0).to(OPERAND)
     # Triton 3.6 cannot sum along a single column.
-    if GROUP == 1:
+    if MEMBERS == 1:
         step = tl.load(projected + row * CHANNELS + INNER + MIXED + head, valid, 0.0).to(tl.float32)
         bias, rate = tl.load(dt_bias + head).to(tl.float32), tl.load(a + head).to(tl.float32)
         # A padded token has dt = 0: it neither decays nor feeds the state.
         dt = tl.where(valid, _softplus(step + bias), 0.0)
     else:
-        own = head + tl.arange(0, GROUP)[None, :]
+        own = head + tl.arange(0, MEMBERS)[None, :]
         step = tl.load(projected + row[:, None] * CHANNELS + INNER + MIXED + own, valid[:, None], 0.0).to(tl.float32)
         bias, rate = tl.load(dt_bias + own).to(tl.float32), tl.load(a + own).to(tl.float32)
         dt = tl.where(valid[:, None], _softplus(step + bias), 0.0)
@@ -135,35 +153,36 @@ def _piece_of_tokens(
 
 
 @triton.jit
-def _of_member(values, member, GROUP: tl.constexpr):
-    """A column of ``[tokens, GROUP]``, or all of ``[tokens]``."""
-    if GROUP > 1:
-        values = tl.sum(tl.where(tl.arange(0, GROUP)[None, :] == member, values, 0.0), 1)
+def _of_member(values, member, MEMBERS: tl.constexpr):
+    """A column of ``[tokens, MEMBERS]``, or all of ``[tokens]``."""
+    if MEMBERS > 1:
+        values = tl.sum(tl.where(tl.arange(0, MEMBERS)[None, :] == member, values, 0.0), 1)
     return values
 
 
 @triton.jit
 def _chunk_kernel(
     projected, filtered, dt_bias, a, skip, ssm_state, out,
-    HEADS: tl.constexpr, DIM: tl.constexpr, STATE: tl.constexpr, ROW_TILE: tl.constexpr, STATE_TILE: tl.constexpr,
+    HEADS: tl.constexpr, GROUPS: tl.constexpr, DIM: tl.constexpr, STATE: tl.constexpr,
+    ROW_TILE: tl.constexpr, STATE_TILE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, FRAMES: tl.constexpr, COMMITTED: tl.constexpr,
-    PIECE: tl.constexpr, PADDED: tl.constexpr, GROUP: tl.constexpr, PREFETCH: tl.constexpr,
+    PIECE: tl.constexpr, PADDED: tl.constexpr, MEMBERS: tl.constexpr, PREFETCH: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The dual form (arXiv 2405.21060, section 6), PIECE tokens at a time, for GROUP heads' [ROW_TILE, STATE].
+    """The dual form (arXiv 2405.21060, section 6), PIECE tokens at a time, for [ROW_TILE, STATE] of MEMBERS heads.
 
-    States are kept and summed in float32; what multiplies matrices is rounded to OPERAND.
+    The members are of one group. States are kept and summed in float32; what multiplies matrices is rounded to OPERAND.
     """
     INNER: tl.constexpr = HEADS * DIM
-    MIXED: tl.constexpr = INNER + 2 * STATE
+    MIXED: tl.constexpr = INNER + 2 * GROUPS * STATE
     CHANNELS: tl.constexpr = INNER + MIXED + HEADS
     BLOCKS: tl.constexpr = (ROWS // BLOCK_SIZE) * (COLUMNS // BLOCK_SIZE)
     PIECES: tl.constexpr = FRAMES * BLOCK_SIZE * BLOCK_SIZE // PIECE
     TILES: tl.constexpr = (DIM + ROW_TILE - 1) // ROW_TILE
-    GROUPS: tl.constexpr = HEADS // GROUP
+    SETS: tl.constexpr = HEADS // MEMBERS
     tile = tl.program_id(0) % TILES
-    first_head = tl.program_id(0) // TILES % GROUPS * GROUP
-    sequence = (tl.program_id(0) // (TILES * GROUPS)).to(tl.int64)
+    first_head = tl.program_id(0) // TILES % SETS * MEMBERS
+    sequence = (tl.program_id(0) // (TILES * SETS)).to(tl.int64)
     block = (sequence % BLOCKS).to(tl.int32)
     dream_row = sequence // BLOCKS * (FRAMES * ROWS * COLUMNS)
 
@@ -175,14 +194,15 @@ def _chunk_kernel(
     valid = index < PIECE
     x_mask = valid[:, None] & has_d[None, :]
     causal = index[:, None] >= index[None, :]
-    if GROUP > 1:
+    if MEMBERS > 1:
         tl.static_assert(PIECES == 1, "heads share a single piece")
+        tl.static_assert(HEADS // GROUPS % MEMBERS == 0, "heads of several groups share nothing")
         row = dream_row + token_rows(index, block, BLOCK_SIZE, ROWS, COLUMNS)
         b, c, products, all_dt, all_log_decay, all_decay = _piece_of_tokens(
             projected, filtered, dt_bias, a, row, valid, first_head, s, has_s,
-            INNER, MIXED, CHANNELS, STATE, GROUP, OPERAND, PRECISION,
+            INNER, MIXED, CHANNELS, HEADS, GROUPS, STATE, MEMBERS, OPERAND, PRECISION,
         )  # fmt: skip
-    for member in tl.range(0, GROUP, num_stages=PREFETCH):
+    for member in tl.range(0, MEMBERS, num_stages=PREFETCH):
         head = first_head + member
         place = ssm_state + (sequence * HEADS + head) * (DIM * STATE) + d[:, None] * STATE + s[None, :]
         state = tl.load(place, held, 0.0).to(tl.float32)
@@ -190,16 +210,16 @@ def _chunk_kernel(
         direct = tl.load(skip + head).to(tl.float32)
         for piece in tl.static_range(PIECES):
             token = piece * PIECE + index
-            if GROUP == 1:
+            if MEMBERS == 1:
                 row = dream_row + token_rows(token, block, BLOCK_SIZE, ROWS, COLUMNS)
             x = tl.load(filtered + row[:, None] * MIXED + channel[None, :], x_mask, 0.0)
             gate = tl.load(projected + row[:, None] * CHANNELS + channel[None, :], x_mask, 0.0).to(tl.float32)
-            if GROUP == 1:  # after all loads have been issued, for it waits
+            if MEMBERS == 1:  # after all loads have been issued, for it waits
                 b, c, products, all_dt, all_log_decay, all_decay = _piece_of_tokens(
                     projected, filtered, dt_bias, a, row, valid, head, s, has_s,
-                    INNER, MIXED, CHANNELS, STATE, GROUP, OPERAND, PRECISION,
+                    INNER, MIXED, CHANNELS, HEADS, GROUPS, STATE, MEMBERS, OPERAND, PRECISION,
                 )  # fmt: skip
-            dt, decay = _of_member(all_dt, member, GROUP), _of_member(all_decay, member, GROUP)
+            dt, decay = _of_member(all_dt, member, MEMBERS), _of_member(all_decay, member, MEMBERS)
 
             weight = tl.exp2(tl.where(causal, decay[:, None] - decay[None, :], float("-inf"))) * dt[None, :]
             y = tl.dot(c, tl.trans(state.to(OPERAND)), input_precision=PRECISION) * tl.exp2(decay)[:, None]
@@ -210,7 +230,7 @@ def _chunk_kernel(
 
             if piece * PIECE < COMMITTED or piece + 1 < PIECES:
                 kept = token < COMMITTED if piece * PIECE < COMMITTED else valid
-                total = tl.sum(tl.where(kept, _of_member(all_log_decay, member, GROUP), 0.0), 0)
+                total = tl.sum(tl.where(kept, _of_member(all_log_decay, member, MEMBERS), 0.0), 0)
                 share = tl.where(kept, dt * tl.exp2(tl.where(kept, total - decay, 0.0)), 0.0)
                 fed = (x.to(tl.float32) * share[:, None]).to(OPERAND)
                 state = tl.dot(tl.trans(fed), b, acc=tl.exp2(total) * state, input_precision=PRECISION)
@@ -239,7 +259,8 @@ def scan_step(
     blocks, heads, dim, state_dim = ssm_state.shape[1:]
     if not (ssm_state.is_contiguous() and conv_state.is_contiguous()):
         raise ValueError("ssm_state and conv_state are changed in place and must be contiguous; pass them so.")
-    inner, mixed, tokens = heads * dim, heads * dim + 2 * state_dim, block_size**2
+    inner, mixed, tokens = heads * dim, conv_weight.shape[1], block_size**2
+    groups = (mixed - inner) // (2 * state_dim)
     sequences = batch * blocks
     projected = projected.contiguous()
     dt_bias, a, skip = dt_bias.contiguous(), a.contiguous(), skip.contiguous()
@@ -249,13 +270,13 @@ def scan_step(
     filtered = scan_conv(projected, conv_weight, conv_bias, conv_state, inner, mixed, grid)
     out = projected.new_empty(batch, frames, rows, columns, inner)
     tensors = (projected, filtered, dt_bias, a, skip, ssm_state, out)
-    sizes = {"HEADS": heads, "DIM": dim, "STATE": state_dim, "STATE_TILE": _tile(state_dim), **grid}
+    sizes = {"HEADS": heads, "GROUPS": groups, "DIM": dim, "STATE": state_dim, "STATE_TILE": _tile(state_dim), **grid}
     if block_size == 1:
         _recurrent_kernel[(sequences * heads * ceil_div(dim, 16),)](*tensors, **sizes, ROW_TILE=16, num_warps=1)
         return out
     piece = _piece(tokens, frames)
-    launch = _chunk_launch(piece, frames * tokens // piece, _tile(dim), heads, sequences)
-    programs = sequences * heads // launch["GROUP"] * ceil_div(dim, launch["ROW_TILE"])
+    launch = _chunk_launch(piece, frames * tokens // piece, _tile(dim), heads, groups, sequences)
+    programs = sequences * heads // launch["MEMBERS"] * ceil_div(dim, launch["ROW_TILE"])
     _chunk_kernel[(programs,)](
         *tensors, **sizes, **launch, PIECE=piece, PADDED=_tile(piece), OPERAND=matrix_operand(projected.dtype),
         PRECISION=matrix_precision(projected.dtype),
@@ -275,7 +296,7 @@ def _piece(tokens: int, frames: int) -> int:
     return max(size for size in range(1, _MAX_PIECE + 1) if tokens % size == 0)
 
 
-def _chunk_launch(piece: int, num_pieces: int, dim: int, heads: int, sequences: int) -> dict[str, Any]:
+def _chunk_launch(piece: int, num_pieces: int, dim: int, heads: int, groups: int, sequences: int) -> dict[str, Any]:
     """Tiles of the dual form, as measured on an H200, for pieces of so many tokens.
 
     Triton 3.6 miscompiles 64 tokens by fewer than 64 rows in 4 warps for it; 2 or 8 are right.
@@ -290,7 +311,7 @@ def _chunk_launch(piece: int, num_pieces: int, dim: int, heads: int, sequences: 
     if padded == 64 and dim < 64:
         return _ONE_HEAD | {"ROW_TILE": dim, "num_warps": 8}
     launch = _LAUNCHES[padded]
-    group = launch["GROUP"]
-    while group > 1 and (num_pieces > 1 or heads % group or states < group * _MANY):
-        group //= 2
-    return launch | {"ROW_TILE": min(dim, launch["ROW_TILE"]), "GROUP": group}
+    members = launch["MEMBERS"]
+    while members > 1 and (num_pieces > 1 or heads // groups % members or states < members * _MANY):
+        members //= 2
+    return launch | {"ROW_TILE": min(dim, launch["ROW_TILE"]), "MEMBERS": members}

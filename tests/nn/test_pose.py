@@ -1,0 +1,69 @@
+"""Planar poses in the network: directions of tokens, and questions without noise."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tests.tiny import tiny_model
+from wm_gym.nn.config import WorldModelConfig
+from wm_gym.nn.pose import RayEmbedding
+
+
+def _pose(x: float, y: float, angle: float) -> torch.Tensor:
+    return torch.tensor([[[x, y, math.cos(angle), math.sin(angle)]]])
+
+
+def test_what_is_seen_in_one_column_keeps_its_embedding_in_another_after_a_turn() -> None:
+    ray = RayEmbedding(WorldModelConfig(pose_kind="planar", pose_size=4))
+    angles = ray.column_angles
+    turn = float(angles[2] - angles[5])
+    assert turn > 0  # the left side of an image lies counter-clockwise
+    before, after = ray(_pose(1.0, 2.0, 0.3)), ray(_pose(1.0, 2.0, 0.3 + turn))
+    torch.testing.assert_close(after[:, :, :, 5], before[:, :, :, 2], atol=1e-4, rtol=1e-4)
+    assert (after[:, :, :, 2] - before[:, :, :, 2]).abs().max() > 1e-2
+
+
+def test_the_columns_share_the_cameras_field_of_view() -> None:
+    angles = RayEmbedding(WorldModelConfig(pose_kind="planar", pose_size=4)).column_angles
+    torch.testing.assert_close(angles, -angles.flip(0))
+    assert math.radians(30) < float(angles[0]) < math.radians(40)
+
+
+def test_a_pose_changes_what_is_seen() -> None:
+    model = tiny_model(pose_kind="planar", pose_size=4)
+    frames, levels = torch.randn(1, 2, 3, 16, 16), torch.ones(1, 2)
+    actions = torch.zeros(1, 1, dtype=torch.int64)
+    here = torch.cat([_pose(0, 0, 0), _pose(0.1, 0, 0)], 1)
+    there = torch.cat([_pose(0, 0, 0), _pose(3, 0, 1)], 1)
+    with torch.no_grad():
+        change = model(frames, levels, actions, there).frame - model(frames, levels, actions, here).frame
+    assert change[:, 0].abs().max() == 0
+    assert change[:, 1].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("hide_noise", [True, False])
+def test_pure_noise_says_nothing_if_it_is_hidden(hide_noise: bool) -> None:
+    model = tiny_model(hide_noise=hide_noise)
+    actions = torch.zeros(1, 1, dtype=torch.int64)
+    levels = torch.tensor([[0.0, 1.0]])
+    first, noise, other = torch.randn(3, 1, 1, 3, 16, 16)
+    with torch.no_grad():
+        one, two = (model(torch.cat([first, n], 1), levels, actions).frame[:, 1] for n in (noise, other))
+    assert torch.equal(one, two) == hide_noise
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pose_kind": "planar"}, "pose_size 4"),
+        ({"odometry": True, "pose_size": 4}, "need pose_kind 'planar'"),
+        ({"pose_kind": "spatial"}, "expected 'vector' or 'planar'"),
+        ({"num_scan_groups": 3}, "does not divide"),
+    ],
+)
+def test_configurations_that_do_not_fit_are_refused_in_one_sentence(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WorldModelConfig(**changes)  # pyright: ignore[reportArgumentType]

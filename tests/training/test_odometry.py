@@ -1,0 +1,175 @@
+"""Odometry learns from walks, goes into checkpoints, and its drift is what it says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.tiny import save_tiny_checkpoint, tiny_model
+from tests.toy_store import make_toy_store
+from training.odometry import main
+from training.odometry_drift import drift_figures
+from training.odometry_training import odometry_loss
+from training.rollouts import Rollouts, read_rollouts
+from wm_gym.checkpoint import load_checkpoint
+from wm_gym.codec import frames_to_model
+from wm_gym.nn.config import WorldModelConfig
+from wm_gym.nn.odometry import Odometry
+from wm_gym.poses import motion_between
+from wm_gym.world_model import WorldModel
+
+PLANAR: dict[str, Any] = {"pose_kind": "planar", "pose_size": 4}
+QUICK = ["--training.steps", "3", "--training.batch-size", "4", "--training.length", "9", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "walks"
+    make_toy_store(path, range(6))
+    make_toy_store(path, range(7_000_000, 7_000_002), split="test")
+    return path
+
+
+def config() -> WorldModelConfig:
+    return tiny_model(**PLANAR, odometry=True).config
+
+
+def walks(store: Path) -> Rollouts:
+    return read_rollouts(store, "test", None, 41)
+
+
+class KnowsTheWay(Odometry):
+    """Odometry that is told the true motions, and adds an error of its own to each."""
+
+    def __init__(self, true: torch.Tensor, error: tuple[float, float, float]) -> None:
+        super().__init__(config())
+        self._true, self._error = true, torch.tensor(error)
+
+    def motions(self, state: torch.Tensor, looked: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        told = self._true[:, : looked.hidden.shape[1]] + self._error
+        return torch.zeros_like(told), told, state[:, :6]
+
+
+@pytest.mark.parametrize(
+    ("error", "cells", "degrees"),
+    [((0.0, 0.0, 0.0), 0.0, 0.0), ((0.01, 0.0, 0.0), 0.01, 0.0), ((0.0, 0.0, 0.01), 0.0, 0.573)],
+)
+def test_drift_is_the_distance_from_the_true_pose(store: Path, error: Any, cells: float, degrees: float) -> None:
+    rollouts = walks(store)
+    true = motion_between(rollouts.pose[:, :-1], rollouts.pose[:, 1:])
+    figures = drift_figures(KnowsTheWay(true, error), rollouts, [1, 40])["frames"]
+    assert figures["step"]["cells"]["median"] == pytest.approx(cells, abs=1e-3)
+    assert figures["step"]["degrees"]["median"] == pytest.approx(degrees, abs=1e-2)
+    assert figures["drift"]["1"]["cells"]["median"] == pytest.approx(cells, abs=1e-3)
+    assert figures["drift"]["40"]["degrees"]["median"] == pytest.approx(40 * degrees, abs=0.1)
+
+
+def test_a_correction_of_the_error_of_every_prediction_has_no_loss_of_its_own() -> None:
+    """A walk straight on at a steady pace: only the first prediction, before the pace is known, is off."""
+    length = 9
+    poses = torch.zeros(1, length, 4)
+    poses[..., 0], poses[..., 2] = torch.arange(length) * 0.3, 1.0
+    frames, actions = torch.zeros(1, length, 3, 16, 16), torch.zeros(1, length - 1, dtype=torch.int64)
+    losses = []
+    for corrected in (True, False):
+        odometry = Odometry(config())
+        motions = torch.tensor([0.3, 0.0, 0.0]).repeat(1, length - 1, 1)
+        motions[:, 0] = 0.0
+        corrections = torch.zeros_like(motions)
+        corrections[:, 1, 0] = 0.3 if corrected else 0.0
+        odometry.motions = lambda *_, told=(corrections, motions): (*told, torch.zeros(1, 6))  # pyright: ignore[reportAttributeAccessIssue]
+        losses.append(odometry_loss(odometry, frames, actions, poses).item())
+    assert losses[0] == pytest.approx(29.5 / ((length - 1) * 3), rel=1e-3)  # Huber's |30| - 1/2, one of 24 numbers
+    assert losses[1] > losses[0] + 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_odometry_learns_to_move_and_to_stop_at_walls(store: Path, tmp_path: Path) -> None:
+    options = ["--training.steps", "1500", "--training.batch-size", "16", "--training.length", "17", "--device", "cpu"]
+    options += [
+        "--training.spoilt-fraction",
+        "0",
+        "--evaluation-steps",
+        "5",
+        "20",
+        "--evaluate",
+        str(tmp_path / "e.json"),
+    ]
+    main(["--data", str(store), "--out", str(tmp_path / "o.safetensors"), *options])
+    record = json.loads((tmp_path / "e.json").read_text())
+    assert record["frames"]["drift"]["20"]["cells"]["median"] < 0.5
+    assert record["cells_walked"] > 3
+
+
+def test_the_command_adds_odometry_and_leaves_all_else(store: Path, tmp_path: Path, capsys: Any) -> None:
+    source = save_tiny_checkpoint(tmp_path / "in.safetensors", tiny_model(**PLANAR))
+    out, figures = tmp_path / "out.safetensors", tmp_path / "odometry.json"
+    options = ["--evaluate", str(figures), "--evaluation-steps", "10", "20"]
+    main(["--data", str(store), "--checkpoint", str(source), "--out", str(out), *QUICK, *options])
+    before, after = load_checkpoint(source), load_checkpoint(out)
+    assert after.config == {**before.config, "odometry": True}
+    for name, tensor in before.tensors.items():
+        assert torch.equal(tensor, after.tensors[name]), name
+    assert {name.split(".")[0] for name in after.tensors.keys() - before.tensors.keys()} == {"odometry"}
+    model = WorldModel.from_checkpoint(str(out))
+    frames = torch.zeros(1, 3, 16, 16, 3, dtype=torch.uint8)
+    state = model.prefill(model.initial_state(1), frames, torch.zeros(1, 2, dtype=torch.int64))
+    assert state.pending is not None and state.pending.pose is not None
+    record = json.loads(figures.read_text())
+    assert record["pieces"] == 4 and record["training"]["steps"] == 3
+    assert record["command"].startswith("python -m training.odometry --data")
+    assert "20 steps: median" in capsys.readouterr().out
+
+
+def test_odometry_alone_is_kept_in_a_file_and_added_later(store: Path, tmp_path: Path) -> None:
+    alone, out = tmp_path / "alone.safetensors", tmp_path / "out.safetensors"
+    main(["--data", str(store), "--out", str(alone), *QUICK])
+    kept = load_checkpoint(alone)
+    assert all(name.startswith("odometry.") for name in kept.tensors)
+    source = save_tiny_checkpoint(tmp_path / "in.safetensors", tiny_model(**PLANAR))
+    main(["--init", str(alone), "--checkpoint", str(source), "--out", str(out)])
+    added = load_checkpoint(out).tensors
+    assert all(torch.equal(added[name], tensor) for name, tensor in kept.tensors.items())
+    assert len(added) == len(kept.tensors) + len(load_checkpoint(source).tensors)
+
+
+def test_the_same_seed_trains_the_same_odometry(store: Path, tmp_path: Path) -> None:
+    weights = []
+    for name in ("a", "b"):
+        main(["--data", str(store), "--out", str(tmp_path / name), *QUICK])
+        weights.append(load_checkpoint(tmp_path / name).tensors)
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "nothing to make odometry from"),
+        (["--checkpoint", "VECTOR", "--data", "STORE"], "not conditioned on planar poses"),
+        (["--init", "VECTOR", "--checkpoint", "PLANAR"], "has no odometry"),
+        (["--data", "STORE", "--evaluate", "E", "--evaluation-steps", "60"], "a drift of 60 steps needs 61"),
+    ],
+)
+def test_what_cannot_be_done_is_one_clear_error(store: Path, tmp_path: Path, options: list[str], message: str) -> None:
+    paths = {
+        "STORE": str(store),
+        "E": str(tmp_path / "e.json"),
+        "VECTOR": str(save_tiny_checkpoint(tmp_path / "vector.safetensors", tiny_model(pose_size=4))),
+        "PLANAR": str(save_tiny_checkpoint(tmp_path / "planar.safetensors", tiny_model(**PLANAR))),
+    }
+    with pytest.raises(SystemExit, match=message):
+        main(["--out", str(tmp_path / "out"), *[paths.get(option, option) for option in options], *QUICK])
+
+
+def test_spoilt_windows_are_blurred_as_a_whole_and_others_left_alone() -> None:
+    from training.odometry_training import spoilt
+
+    frames = frames_to_model(torch.randint(0, 256, (40, 2, 16, 16, 3), dtype=torch.uint8))
+    changed = (spoilt(frames, 0.5, torch.Generator().manual_seed(0)) - frames).abs().amax((2, 3, 4)) > 0
+    assert torch.equal(changed[:, 0], changed[:, 1])
+    assert 5 < changed[:, 0].sum() < 35

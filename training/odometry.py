@@ -1,0 +1,206 @@
+"""Trains the odometry of a world model: ``python -m training.odometry --data STORE --checkpoint IN --out OUT``.
+
+A model with odometry knows where it is from frames and actions alone. Everything else of the checkpoint stays as it is.
+Without `--checkpoint` the weights of the odometry go into a file of their own, which `--init` takes later.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+import tyro
+from torch import Tensor
+
+from training.dataset import EpisodeDataset
+from training.odometry_drift import drift_figures
+from training.odometry_training import OdometryTraining, train_odometry
+from training.provenance import provenance, seed_ranges
+from training.rollouts import check_held_out, read_rollouts
+from training.store import open_store
+from wm_gym.checkpoint import load_checkpoint, resolve_device, save_checkpoint
+from wm_gym.files import write_json
+from wm_gym.nn.config import WorldModelConfig
+from wm_gym.nn.odometry import Odometry
+
+PREFIX = "odometry."
+
+
+@dataclass(frozen=True)
+class OdometryArguments:
+    """Trains, adds and measures odometry."""
+
+    out: Path  # checkpoint to write
+    data: Path | None = None  # store of walks with poses; None: nothing is trained
+    checkpoint: str | None = None  # model that gets the odometry; None: the odometry is written alone
+    init: str | None = None  # file whose odometry is taken, to train it on, or as it is
+    training: OdometryTraining = field(default_factory=OdometryTraining)
+    evaluate: Path | None = None  # JSON file for the drift on held-out walks
+    evaluation_data: Path | None = None  # store with those walks, in the split test; None: that of --data
+    evaluation_steps: tuple[int, ...] = (100, 400)  # drift after so many
+    max_gigabytes: float = 60.0  # of frames that are loaded
+    device: str = "auto"  # "auto" takes the GPU if there is one
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A checkpoint, or what takes its place where there is none."""
+
+    config: WorldModelConfig
+    tensors: dict[str, Tensor]
+    observation_space: gym.Space[Any]
+    action_space: gym.Space[Any]
+    metadata: dict[str, Any]
+
+
+def make_odometry(arguments: OdometryArguments, argv: Sequence[str]) -> dict[str, Any] | None:
+    """Does all of it; returns the figures, if they were asked for.
+
+    Raises:
+        FileNotFoundError: no such checkpoint or store.
+        ValueError: a checkpoint without planar poses, data of another environment, or nothing to train or to take.
+    """
+    if arguments.data is None and arguments.init is None:
+        raise ValueError("There is nothing to make odometry from: give --data to train it, or --init to take it.")
+    name = arguments.device if arguments.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    device = resolve_device(name)
+    model = _model(arguments)
+    torch.manual_seed(arguments.training.seed)
+    odometry = Odometry(model.config).to(device)
+    if arguments.init is not None:
+        _take(odometry, arguments.init)
+    metadata = dict(model.metadata)
+    if arguments.data is not None:
+        metadata["odometry"] = _train(odometry, model, arguments, device) | provenance("training.odometry", argv)
+    tensors = {key: value for key, value in model.tensors.items() if not key.startswith(PREFIX)}
+    tensors |= {PREFIX + key: value for key, value in odometry.state_dict().items()}
+    save_checkpoint(
+        arguments.out,
+        config=model.config.to_dict(),
+        tensors=tensors,
+        observation_space=model.observation_space,
+        action_space=model.action_space,
+        metadata=metadata,
+    )
+    return None if arguments.evaluate is None else _evaluate(odometry.eval(), arguments, metadata, argv)
+
+
+def _model(arguments: OdometryArguments) -> _Model:
+    if arguments.checkpoint is not None:
+        loaded = load_checkpoint(arguments.checkpoint)
+        config = WorldModelConfig.from_dict(loaded.config)
+        if config.pose_kind != "planar":
+            raise ValueError(
+                f"{arguments.checkpoint} is not conditioned on planar poses, so odometry is of no use to it."
+            )
+        config = dataclasses.replace(config, odometry=True)
+        return _Model(config, loaded.tensors, loaded.observation_space, loaded.action_space, loaded.metadata)
+    if arguments.data is None:
+        loaded = load_checkpoint(str(arguments.init))
+        config = WorldModelConfig.from_dict(loaded.config)
+        return _Model(config, {}, loaded.observation_space, loaded.action_space, {})
+    header = open_store(arguments.data).header
+    height, width, channels = header.frame_shape
+    space, discrete = header.action_space, isinstance(header.action_space, gym.spaces.Discrete)
+    size = int(space.n) if isinstance(space, gym.spaces.Discrete) else int(header.action_shape[0])
+    config = WorldModelConfig(
+        frame_height=height,
+        frame_width=width,
+        frame_channels=channels,
+        action_kind="discrete" if discrete else "continuous",
+        action_size=size,
+        pose_size=4,
+        pose_kind="planar",
+        odometry=True,
+        patch_size=1,
+        block_sizes=(1,),
+    )
+    return _Model(config, {}, header.observation_space, space, {"env_id": header.env_id, "name": "odometry"})
+
+
+def _take(odometry: Odometry, source: str) -> None:
+    tensors = load_checkpoint(source).tensors
+    weights = {key.removeprefix(PREFIX): value.float() for key, value in tensors.items() if key.startswith(PREFIX)}
+    if not weights:
+        raise ValueError(f"{source} has no odometry; train one with --data.")
+    try:
+        odometry.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"The odometry of {source} is for other frames or actions: {error}.") from error
+
+
+def _train(odometry: Odometry, model: _Model, arguments: OdometryArguments, device: torch.device) -> dict[str, Any]:
+    assert arguments.data is not None
+    limit = int(arguments.max_gigabytes * 1e9)
+    dataset = EpisodeDataset(arguments.data, "train", device, limit, env_id=model.metadata.get("env_id"))
+    if dataset.pose.shape[1] != 4:
+        raise ValueError(
+            f"{arguments.data} has poses of size {dataset.pose.shape[1]}; odometry learns from planar ones."
+        )
+    begin = time.monotonic()
+    steps = train_odometry(odometry, dataset, arguments.training)
+    return {
+        "steps": steps,
+        "minutes": round((time.monotonic() - begin) / 60, 2),
+        "num_frames": dataset.num_frames,
+        "training_seeds": seed_ranges(dataset.seeds),
+    }
+
+
+def _evaluate(
+    odometry: Odometry, arguments: OdometryArguments, metadata: dict[str, Any], argv: Sequence[str]
+) -> dict[str, Any]:
+    path = arguments.evaluation_data or arguments.data
+    if path is None or arguments.evaluate is None:
+        raise ValueError("--evaluate needs walks: give --evaluation-data.")
+    store = open_store(path)
+    seeds = store.seeds("test")
+    check_held_out(seeds, metadata.get("odometry", {}).get("training_seeds", []))
+    length = min((store.num_frames(seed, "test") for seed in seeds), default=0)
+    figures = drift_figures(odometry, read_rollouts(path, "test", None, length), arguments.evaluation_steps)
+    record = {
+        **figures,
+        "definitions": {
+            "drift": "distance in cells and angle in degrees between the true and the estimated pose after so many "
+            "steps, from frames and actions alone; the first pose is known, the speed is not",
+            "step": "error of the predicted motion to a frame that was not seen yet, from the sixth step on",
+            "spoilt_frames": "the same walks, blurred and with noise as in training",
+        },
+        "seeds": seed_ranges(seeds),
+        "parameters": sum(parameter.numel() for parameter in odometry.parameters()),
+        "training": metadata.get("odometry"),
+        **provenance("training.odometry", argv),
+    }
+    write_json(arguments.evaluate, record)
+    return record
+
+
+def print_table(record: dict[str, Any]) -> None:
+    for name in ("frames", "spoilt_frames"):
+        for steps, errors in [*record[name]["drift"].items(), ("1", record[name]["step"])]:
+            parts = (
+                f"{errors[unit]['median']:.3f} ({errors[unit]['p90']:.3f}) {unit}" for unit in ("cells", "degrees")
+            )
+            print(f"{name:>14}, {steps:>4} steps: median (90%) off by {', '.join(parts)}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        arguments = tyro.cli(OdometryArguments, args=argv, prog="python -m training.odometry", description=__doc__)
+        record = make_odometry(arguments, argv)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    if record is not None:
+        print_table(record)
+
+
+if __name__ == "__main__":
+    main()
