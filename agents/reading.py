@@ -76,7 +76,7 @@ def load_model_for(env: gym.Env[Any, Any], checkpoint: str, device: str) -> Worl
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: it has other spaces, or the device is not there.
+        ValueError: it has other spaces, needs poses that nobody tells it, or the device is not there.
     """
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     model, spaces = _load_model(checkpoint, name)
@@ -85,6 +85,8 @@ def load_model_for(env: gym.Env[Any, Any], checkpoint: str, device: str) -> Worl
             f"The checkpoint {checkpoint} dreams observations {spaces[0]} and actions {spaces[1]}; this environment "
             f"has {env.observation_space} and {env.action_space}."
         )
+    if model.config.pose_size > 0 and not model.config.odometry:
+        raise ValueError(f"The checkpoint {checkpoint} needs poses; a planner reads frames and actions only.")
     return model
 
 

@@ -36,9 +36,12 @@ class FixedCritic:
         return frames.float().mean((1, 2, 3)), torch.tensor([[0.1, 0.8, 0.1]]).expand(len(frames), 3)
 
 
-@pytest.mark.parametrize("hold", [1, 3])
-def test_nodes_are_the_memories_that_their_actions_lead_to(hold):
-    model = tiny_model()
+ODOMETRY = {"pose_kind": "planar", "pose_size": 4, "odometry": True}
+
+
+@pytest.mark.parametrize(("hold", "overrides"), [(1, {}), (3, {}), (2, ODOMETRY)])
+def test_nodes_are_the_memories_that_their_actions_lead_to(hold, overrides):
+    model = tiny_model(**overrides)
     settings = config(leaves=1, hold=hold, discount=0.9)
     tree, state, prior = planted(model, settings)
     tree._critic = FixedCritic()
@@ -61,6 +64,10 @@ def test_nodes_are_the_memories_that_their_actions_lead_to(hold):
         ours, theirs = tree._nodes.state(torch.tensor([node])), alone.state()
         for one, other in zip(ours.layers, theirs.layers, strict=True):
             torch.testing.assert_close(one.ssm_state, other.ssm_state)
+        if overrides:
+            assert ours.pending is not None and theirs.pending is not None
+            torch.testing.assert_close(ours.pending.pose, theirs.pending.pose)
+            torch.testing.assert_close(ours.pending.odometry, theirs.pending.odometry)
     root = tree._nodes.state(torch.tensor([0]))
     torch.testing.assert_close(root.layers[0].ssm_state, state.layers[0].ssm_state)
 
@@ -147,6 +154,9 @@ def test_what_does_not_fit_is_a_clear_error(tmp_path):
         make_search(path, exploration=0.0)
     with pytest.raises(ValueError, match="this environment has"):
         make_search(path)(gym.make(TOY_ID, size=32), 0)
+    blind = save_tiny_checkpoint(tmp_path / "blind.safetensors", tiny_model(pose_kind="planar", pose_size=4))
+    with pytest.raises(ValueError, match="needs poses"):
+        make_search(str(blind))(gym.make(TOY_ID), 0)
     with pytest.raises(ValueError, match="takes 3 discrete actions"):
         TreeSearch(DreamTree(tiny_model(), config()), gym.spaces.Discrete(4))
     with pytest.raises(ValueError, match="takes continuous"):
