@@ -1,10 +1,10 @@
-"""What an agent of `agents.ppo` thinks a dreamed moment is worth, for planners that look no further."""
+"""What an agent of `agents.ppo` thinks of dreamed moments, for planners: their worth, and what it would do there."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -13,15 +13,22 @@ from torch import Tensor
 
 from agents.policies import CONFIG_FILE, load_ppo, run_memory
 from wm_gym.memory_feature import MemoryFeature
-from wm_gym.world_model import ModelState, WorldModel
+from wm_gym.world_model import WorldModel
+
+
+class HasLayers(Protocol):
+    """A model's memory: `ModelState` or `StepMemory`, whose layers have an `ssm_state` [N, K, h, d, s] each."""
+
+    @property
+    def layers(self) -> Any: ...
 
 
 class PpoCritic:
-    """The value function of a model that `agents.ppo` trained, on frames and memories of its own world model.
+    """The value function and the policy that `agents.ppo` trained, on frames and memories of its own world model.
 
     Args:
         path: model file of a run.
-        model: the world model.
+        model: the world model; the agent is computed where it is.
         env: a plain environment, for its spaces.
 
     Raises:
@@ -43,14 +50,23 @@ class PpoCritic:
             self._feature = MemoryFeature(model.config, memory.size, memory.seed, model.device)
             vector = gym.spaces.Box(-np.inf, np.inf, (memory.size,), np.float32)
             space = gym.spaces.Dict({"image": space, "memory": vector})
-        self._policy = load_ppo(Path(path), space, env.action_space).policy
+        self._policy = load_ppo(Path(path), space, env.action_space, str(model.device)).policy
+        self._policy.set_training_mode(False)
 
     @torch.no_grad()
-    def __call__(self, frames: Tensor, state: ModelState) -> Tensor:
+    def __call__(self, frames: Tensor, memory: HasLayers) -> Tensor:
         """Values [N] of frames uint8 [N, H, W, C] and the memories that have them as their newest."""
-        obs: Any = frames.cpu().numpy()
-        if self._feature is not None:
-            memory = self._feature([layer.ssm_state for layer in state.layers])
-            obs = {"image": obs, "memory": memory.cpu().numpy()}
-        values = self._policy.predict_values(self._policy.obs_to_tensor(obs)[0])
-        return values[:, 0]
+        return self._policy.predict_values(self._observations(frames, memory))[:, 0]
+
+    @torch.no_grad()
+    def with_policy(self, frames: Tensor, memory: HasLayers) -> tuple[Tensor, Tensor]:
+        """Values [N] as above, and the policy's probabilities [N, A] of discrete actions."""
+        obs = self._observations(frames, memory)
+        distribution = self._policy.get_distribution(obs).distribution
+        return self._policy.predict_values(obs)[:, 0], distribution.probs
+
+    def _observations(self, frames: Tensor, memory: HasLayers) -> Any:
+        image = frames.movedim(-1, 1)  # as Stable-Baselines3 shows images
+        if self._feature is None:
+            return image
+        return {"image": image, "memory": self._feature([layer.ssm_state for layer in memory.layers])}

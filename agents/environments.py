@@ -46,8 +46,11 @@ class EnvSpec:
         checkpoint = None if self.is_dream() else self.memory.checkpoint
         return MemoryObservation(env, checkpoint, self.memory.size, self.memory.seed)
 
-    def make_batch(self, num_envs: int, device: str = "cpu") -> VectorEnv[Any, Any, Any]:
-        """Many environments that reset in the step that ends them: dreams in one batch, others in a process each."""
+    def make_batch(self, num_envs: int, device: str = "cpu", tensors: bool = False) -> VectorEnv[Any, Any, Any]:
+        """Many environments that reset in the step that ends them: dreams in one batch, others in a process each.
+
+        `tensors`: dreams give tensors on their device, not arrays.
+        """
         mode = AutoresetMode.SAME_STEP if self.memory is None else AutoresetMode.DISABLED
         if self.is_dream():
             envs = gym.make_vec(
@@ -56,6 +59,7 @@ class EnvSpec:
                 vectorization_mode="vector_entry_point",
                 autoreset_mode=mode.value,
                 device=device,
+                output="torch" if tensors else "numpy",
                 **self.kwargs,
             )
         else:

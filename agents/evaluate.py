@@ -6,7 +6,6 @@ seed `seed + i`, whoever acts and in however many processes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import multiprocessing
@@ -21,18 +20,16 @@ from typing import Any
 import gymnasium as gym
 import torch
 import tyro
-from scipy.special import stdtrit
 from tqdm import tqdm
 
 from agents.environments import EnvSpec, parse_kwargs
-from agents.policies import CONFIG_FILE, policy_maker, run_memory, run_models
+from agents.policies import policy_maker
+from agents.results import Result, gap, interval95, kept_results, policy_models, policy_settings
 from wm_gym.files import write_json
 from wm_gym.provenance import command_arguments, provenance
 
 FIRST_EVALUATION_SEED = 7_000_000
 POLICY_STREAM = 1 << 32  # keeps a policy's random numbers apart from those of its environment
-
-Result = dict[str, Any]  # {"seed": int, "return": float, "length": int}
 
 
 @dataclass(frozen=True)
@@ -72,18 +69,15 @@ def evaluate(config: EvaluateConfig, argv: Sequence[str] = ()) -> dict[str, Any]
         FileNotFoundError: no such run, model or checkpoint.
         ValueError: a policy that does not fit the environment, or a file with the results of other settings.
     """
-    is_run = (Path(config.policy) / CONFIG_FILE).is_file()
     run = Path(config.policy)
-    models = {name: str(path) for name, path in run_models(run).items()} if is_run else {"policy": config.policy}
-    memory = run_memory(run) if is_run else None
+    models, memory = policy_models(config.policy)
     spec = EnvSpec(config.env, parse_kwargs(config.env_kwargs), config.max_episode_steps, memory)
     settings = {
-        "policy": _portable(config.policy),
-        "model_digests": {name: _digest(path) for name, path in models.items()},
+        **policy_settings(config.policy, models),
         "environment": spec.to_json(),
         "first_seed": config.seed,
     }
-    results = _kept_results(config.out, settings)
+    results = kept_results(config.out, settings, "agents.evaluate")
     for name, path in models.items():
         done = results.setdefault(name, [])
         seeds = range(config.seed, config.seed + config.episodes)
@@ -93,7 +87,7 @@ def evaluate(config: EvaluateConfig, argv: Sequence[str] = ()) -> dict[str, Any]
             done.sort(key=lambda one: one["seed"])
             write_json(config.out, _report(settings, results, argv))
     report = _report(settings, results, argv)
-    if is_run and (dreamed := _dreamed(run, report)) is not None:
+    if (dreamed := _dreamed(run, report)) is not None:
         report |= dreamed
     write_json(config.out, report)
     return report
@@ -144,16 +138,6 @@ def play(env: gym.Env[Any, Any], make: Callable[[gym.Env[Any, Any], int], Any], 
     return {"seed": seed, "return": total, "length": length}
 
 
-def interval95(values: Sequence[float]) -> list[float] | None:
-    """Student's 95% confidence interval of the mean; None for fewer than two values."""
-    if len(values) < 2:
-        return None
-    mean = math.fsum(values) / len(values)
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    half = float(stdtrit(len(values) - 1, 0.975)) * deviation / math.sqrt(len(values))
-    return [mean - half, mean + half]
-
-
 def summary(results: Sequence[Result]) -> dict[str, Any]:
     """Mean return of episodes, its interval, and mean length."""
     returns = [result["return"] for result in results]
@@ -180,31 +164,6 @@ def _start_worker(spec: EnvSpec, policy: str) -> None:
 
 def _play_in_worker(seed: int) -> Result:
     return play(_Worker.env, _Worker.make, seed)
-
-
-def _portable(policy: str) -> str:
-    return Path(policy).name if Path(policy).is_absolute() else policy
-
-
-def _digest(policy: str) -> str | None:
-    """What tells a model file from the one that it was; None for a policy that is no file."""
-    return hashlib.sha256(Path(policy).read_bytes()).hexdigest()[:16] if Path(policy).is_file() else None
-
-
-def _kept_results(path: Path, settings: dict[str, Any]) -> dict[str, list[Result]]:
-    """The episodes that an earlier call has played."""
-    if not path.exists():
-        return {}
-    try:
-        record = json.loads(path.read_text())
-        kept, results = {key: record[key] for key in settings}, record["results"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a file of agents.evaluate ({error}): give another --out.") from error
-    different = [key for key in settings if kept[key] != settings[key]]
-    if different:
-        was = ", ".join(f"{key}={kept[key]!r}" for key in different)
-        raise ValueError(f"{path} holds results of other settings ({was}): give another --out.")
-    return results
 
 
 def _report(settings: dict[str, Any], results: dict[str, list[Result]], argv: Sequence[str]) -> dict[str, Any]:
@@ -234,11 +193,6 @@ def _dreamed(run: Path, report: dict[str, Any]) -> dict[str, Any] | None:
     lengths = [one["mean_length"] for one in report["by_model"].values()]
     dreamed = sum(rate * length for rate, length in zip(rates, lengths, strict=True)) / len(rates)
     return {"dreamed_return": dreamed, "gap": gap(dreamed, report["mean_return"])}
-
-
-def gap(dreamed: float, real: float) -> float | None:
-    """The part of the dreamed return that reality did not give, (dreamed - real) / dreamed; None without any."""
-    return None if dreamed == 0 else (dreamed - real) / dreamed
 
 
 def describe(report: dict[str, Any]) -> str:

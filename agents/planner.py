@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -19,12 +18,11 @@ import torch
 from torch import Tensor
 
 from agents.critic import PpoCritic
-from wm_gym.checkpoint import load_checkpoint, resolve_device
-from wm_gym.codec import model_to_frames
+from agents.reading import Forks, RealMemory, load_model_for
 from wm_gym.world_model import ModelState, WorldModel
 
-# (frames uint8 [N, H, W, C], their memories) -> value of being there, [N].
-Critic = Callable[[Tensor, ModelState], Tensor]
+# (frames uint8 [N, H, W, C], what remembers them) -> value of being there, [N].
+Critic = Callable[[Tensor, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,7 @@ class Planner:
         config: how it plans.
         critic: value of the last dreamed frame; None: what comes after the horizon counts nothing.
         seed: decides candidates and dreams; with `seconds_per_step` the clock has a say, too.
+        dreams: of `make_dreams`, which planners of one thread may share; None: makes them.
 
     Raises ValueError for an action space that it cannot draw from, or a model of other actions.
     """
@@ -87,33 +86,31 @@ class Planner:
         config: PlannerConfig | None = None,
         critic: Critic | None = None,
         seed: int = 0,
+        dreams: Forks | None = None,
     ) -> None:
         self._model, self._critic = model, critic
         self._config = PlannerConfig() if config is None else config
+        self._dreams = dreams or make_dreams(model, self._config)
         self._generator = torch.Generator(model.device).manual_seed(seed % 2**63)
         self._sequences = _make_sequences(model, action_space, self._config, self._generator)
-        self._state: ModelState | None = None
+        self._memory = RealMemory(model)
         self._action: Tensor | None = None
 
     def reset(self, info: dict[str, Any]) -> None:
         """Forgets the episode before."""
-        self._state = self._action = None
+        self._action = None
+        self._memory.forget()
         self._sequences.forget()
 
     @torch.no_grad()
     def __call__(self, obs: Any, info: dict[str, Any]) -> Any:
         """The action at a frame uint8 [H, W, C], which follows the action that was returned last."""
         began = time.monotonic()
-        frame = torch.from_numpy(np.ascontiguousarray(obs))[None].to(self._model.device)
-        if self._state is None or self._action is None:
-            empty = self._model.initial_state(1)
-            self._state = self._model.prefill(empty, frame[:, None], self._sequences.none())
-        else:
-            self._state = self._model.advance(self._state, frame, self._action)
+        state = self._memory.read(obs, self._action)
         for iteration in range(self._config.iterations):
             started = time.monotonic()
             plans = self._sequences.draw()
-            self._sequences.learn(plans, self.returns(self._state, plans))
+            self._sequences.learn(plans, self.returns(state, plans))
             now, limit = time.monotonic(), self._config.seconds_per_step
             if limit is not None and iteration + 1 < self._config.iterations and now - began + (now - started) > limit:
                 break
@@ -122,28 +119,27 @@ class Planner:
 
     @torch.no_grad()
     def returns(self, state: ModelState, plans: Tensor) -> Tensor:
-        """Discounted return that is expected of each plan, [N], from the memory of a single dream.
+        """Discounted return that is expected of each plan, [candidates], from the memory of a single dream.
 
         Rewards are the means of what the head says, which tells a small hope from none. An end that is likely makes
         what comes after it count less.
 
         Args:
             state: memory of one row.
-            plans: actions [N, horizon] or [N, horizon, A] in the model's terms.
+            plans: actions [candidates, horizon] or [candidates, horizon, A] in the model's terms.
         """
-        num_plans, config, model = len(plans), self._config, self._model
-        dreams = state.index(torch.zeros(num_plans, dtype=torch.int64))
-        total, weight = torch.zeros(num_plans, device=model.device), torch.ones(num_plans, device=model.device)
-        frame: Tensor | None = None
+        config, device = self._config, self._model.device
+        keys = torch.randint(-(2**63), 2**63 - 1, (len(plans),), generator=self._generator, device=device)
+        self._dreams.start(state, keys)
+        total, weight = torch.zeros(len(plans), device=device), torch.ones(len(plans), device=device)
+        frames: Tensor | None = None
         for t in range(config.horizon * config.hold):
-            prediction, dreams = model.step(
-                dreams, plans[:, t // config.hold], self._generator, config.num_denoising_steps
-            )
-            total += weight * (prediction.reward_logits.softmax(-1) @ model.reward_values)
-            weight = weight * config.discount * (1 - prediction.termination)
-            frame = prediction.frame
-        if self._critic is not None and frame is not None:
-            total += weight * self._critic(model_to_frames(frame), dreams).to(total)
+            output = self._dreams.step(plans[:, t // config.hold])
+            total += weight * (output.reward_logits.float().softmax(-1) @ self._model.reward_values)
+            weight = weight * config.discount * (1 - output.termination)
+            frames = output.frame
+        if self._critic is not None and frames is not None:
+            total += weight * self._critic(frames, self._dreams.memory).to(total)
         return total
 
 
@@ -160,9 +156,6 @@ class _Discrete:
             (self._config.horizon, self._num_actions), 1 / self._num_actions, device=device
         )
         self._best, self._best_return = torch.zeros(0), float("-inf")
-
-    def none(self) -> Tensor:
-        return torch.zeros(1, 0, dtype=torch.int64, device=self._generator.device)
 
     def draw(self) -> Tensor:
         """[N, horizon]"""
@@ -206,9 +199,6 @@ class _Continuous:
         self._deviation = ((self._high - self._low) / 2).expand(shape)
         self._best, self._best_return = torch.zeros(0), float("-inf")
         self._first = True
-
-    def none(self) -> Tensor:
-        return torch.zeros(1, 0, len(self._low), device=self._generator.device)
 
     def draw(self) -> Tensor:
         """[N, horizon, A]; the first iteration draws uniformly."""
@@ -256,6 +246,11 @@ def _make_sequences(
     raise ValueError(f"A planner draws actions from Discrete or a bounded Box of one axis, got {space}.")
 
 
+def make_dreams(model: WorldModel, config: PlannerConfig) -> Forks:
+    """What the candidates of a planner are dreamed in."""
+    return Forks(model, config.candidates, config.num_denoising_steps)
+
+
 def make_planner(
     checkpoint: str = "memory-maze", critic: str | None = None, device: str = "auto", **settings: Any
 ) -> Callable[[gym.Env[Any, Any], int], Planner]:
@@ -270,27 +265,18 @@ def make_planner(
     Raises ValueError for settings out of range; calling the function raises what loading the files raises.
     """
     config = PlannerConfig(**settings)
+    made: list[tuple[Forks, Critic | None]] = []
 
     def make(env: gym.Env[Any, Any], seed: int) -> Planner:
-        name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        model, spaces = _load_model(checkpoint, name)
-        if spaces != (env.observation_space, env.action_space):
-            raise ValueError(
-                f"The checkpoint {checkpoint} dreams observations {spaces[0]} and actions {spaces[1]}; this "
-                f"environment has {env.observation_space} and {env.action_space}."
-            )
-        value = None if critic is None else PpoCritic(critic, model, env)
-        return Planner(model, env.action_space, config, value, seed)
+        model = load_model_for(env, checkpoint, device)
+        if not made:
+            value = None if critic is None else PpoCritic(critic, model, env)
+            made.append((make_dreams(model, config), value))
+        dreams, value = made[0]
+        return Planner(model, env.action_space, config, value, seed, dreams)
 
     return make
 
 
 cem = make_planner()
 random_shooting = make_planner(method="random")
-
-
-@lru_cache(maxsize=1)
-def _load_model(checkpoint: str, device: str) -> tuple[WorldModel, tuple[Any, Any]]:
-    loaded = load_checkpoint(checkpoint)
-    model = WorldModel.from_weights(loaded.config, loaded.tensors, resolve_device(device), checkpoint)
-    return model, (loaded.observation_space, loaded.action_space)

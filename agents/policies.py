@@ -17,7 +17,7 @@ from wm_gym.policy_loading import load_policy
 
 CONFIG_FILE, MODEL_FILE, BEST_FILE = "config.json", "model.zip", "best.zip"
 
-PolicyMaker = Callable[[gym.Env[Any, Any], int], Policy]
+PolicyMaker = Callable[[Any, int], Policy]  # (an environment, for its spaces; seed)
 
 
 class SampledPolicy:
@@ -72,8 +72,8 @@ def run_memory(run: Path) -> MemorySpec | None:
     return None if memory is None else MemorySpec(**memory)
 
 
-def load_ppo(path: Path, observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> Any:
-    """A model that `agents.ppo` saved, on the CPU, for an environment of the given spaces.
+def load_ppo(path: Path, observation_space: gym.Space[Any], action_space: gym.Space[Any], device: str = "cpu") -> Any:
+    """A model that `agents.ppo` saved, for an environment of the given spaces.
 
     Loading runs code that the file holds: load only those that you trust.
 
@@ -88,7 +88,7 @@ def load_ppo(path: Path, observation_space: gym.Space[Any], action_space: gym.Sp
         from sb3_contrib import RecurrentPPO as Algorithm
     else:
         from stable_baselines3 import PPO as Algorithm
-    model = Algorithm.load(path, device="cpu")
+    model = Algorithm.load(path, device=device)
     if not _same_images(model.observation_space, observation_space) or model.action_space != action_space:
         raise ValueError(
             f"The policy {path} was trained on observations {model.observation_space} and actions "

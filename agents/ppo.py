@@ -7,141 +7,69 @@ given again.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
-import tyro
 from stable_baselines3 import PPO
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
-from agents.environments import EnvSpec, MemorySpec, parse_kwargs
+from agents.device_ppo import DevicePPO
 from agents.networks import ImageAndMemory
-from agents.policies import CONFIG_FILE, MODEL_FILE
+from agents.policies import MODEL_FILE, run_models
+from agents.ppo_config import PpoConfig, combinations, keep_config, make_specs, parse_arguments
+from agents.ray_backend import train_on_cluster
 from agents.real_score import RealScore, read_scores
 from agents.sb3 import Sb3VecEnv
-from wm_gym.checkpoint import load_checkpoint, resolve_device
-from wm_gym.files import write_json
-from wm_gym.provenance import command_arguments, provenance
+from wm_gym.checkpoint import resolve_device
+from wm_gym.provenance import command_arguments
 
-FREE_TO_CHANGE = ("total_timesteps", "seeds", "device", "score_workers", "out", "patience")
 # Mazes from 7,000,000 on are never trained in; the episodes that choose a model are not those that judge it.
 FIRST_TRAINING_SEED_AFTER = 7_000_000
 
 
-@dataclass(frozen=True)
-class PpoConfig:
-    """Trains policies by PPO in many dreams at once, and scores them in the real environment."""
-
-    env: str
-    """Environment to train in: a dream, or a real one as the baseline."""
-    out: Path
-    """Folder of the run; an unfinished run in it is continued."""
-    total_timesteps: int = 10_000_000
-    """Steps of all rows together, for each training seed."""
-    seeds: int = 5
-    """Number of policies, each with a training seed of its own."""
-    num_envs: int = 256
-    """Dreams in the batch, or processes of a real environment."""
-    env_kwargs: str = "{}"
-    """Further arguments of gym.make as JSON, such as {"checkpoint": "runs/maze/model.safetensors"}."""
-    horizon: int | None = None
-    """Steps after which an episode is cut and its value estimated; None: as the environment does."""
-    memory: bool = False
-    """Shows the world model's memory to the policy: wm_gym.wrappers.MemoryObservation."""
-    memory_checkpoint: str | None = None
-    """The model that reads a real environment's frames, for the baseline; a dream is read by its own model."""
-    memory_size: int = 256
-    """Numbers in it."""
-    recurrent: bool = False
-    """A policy with an LSTM (sb3-contrib's RecurrentPPO)."""
-    real_env: str | None = None
-    """Where the policy is scored; None: the environment that the dream's model was trained on, or `env` itself."""
-    real_env_kwargs: str = "{}"
-    """Its further arguments, as JSON."""
-    score_every: int = 1_000_000
-    """Steps between two scores; 0: only at the end."""
-    score_episodes: int = 10
-    """Real episodes for a score."""
-    score_workers: int = 1
-    """Processes that play them; 0: one per core."""
-    patience: int = 0
-    """Stops after so many scores without a better one; 0: never."""
-    num_steps: int = 64
-    """Steps of each row between two updates."""
-    batch_size: int = 2048
-    """Steps in a minibatch."""
-    epochs: int = 3
-    """Passes over what was collected."""
-    learning_rate: float = 3e-4
-    discount: float = 0.99
-    gae_lambda: float = 0.95
-    entropy_coefficient: float = 0.01
-    clip_range: float = 0.2
-    features: int = 256
-    """Numbers that the policy makes of the image, and of the memory."""
-    checkpoint_minutes: float = 5.0
-    """Between two saves of model.zip; it is also saved at every score."""
-    device: str = "auto"
-    """Where policy and dreams are computed; "auto" takes the GPU if there is one."""
-
-    def __post_init__(self) -> None:
-        counts = ("total_timesteps", "seeds", "num_envs", "score_episodes", "num_steps", "batch_size", "epochs")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.num_steps * self.num_envs < 2:
-            raise ValueError("num_steps * num_envs must be at least 2: PPO normalises advantages over them.")
-
-
-SMOKE: dict[str, Any] = {
-    "total_timesteps": 60_000,
-    "seeds": 1,
-    "num_envs": 32,
-    "num_steps": 16,
-    "batch_size": 256,
-    "epochs": 4,
-    "learning_rate": 1e-3,
-    "discount": 0.95,
-    "score_every": 0,
-    "score_episodes": 20,
-    "features": 64,
-    "device": "cpu",
-}
-PRESETS: dict[str, dict[str, Any]] = {"smoke": SMOKE}
-
-
 def train(config: PpoConfig, argv: Sequence[str] = ()) -> dict[str, list[dict[str, Any]]]:
-    """Trains what is missing of a run. Returns the scores of every training seed, in order.
+    """Trains what is missing of a run, or of all runs of a sweep. Returns the scores of every training seed, in order.
 
     Raises:
+        ConnectionError: there is no Ray cluster at the address.
         FileNotFoundError: no such checkpoint.
+        ImportError: --backend ray without Ray.
+        RuntimeError: training failed on the cluster.
         ValueError: settings that do not fit, spaces that PPO cannot take, a device that is not there, or a folder with
             a run of other settings.
     """
-    train_spec, real_spec = make_specs(config)
-    keep_config(config, train_spec, real_spec, argv)
-    for seed in range(config.seeds):
-        train_seed(config, seed, train_spec, real_spec)
-    return {f"seed_{seed}": read_scores(config.out / f"seed_{seed}") for seed in range(config.seeds)}
+    jobs = {}
+    for run in combinations(config):
+        keep_config(run, *make_specs(run), argv)
+        prefix = "" if run.out == config.out else f"{run.out.name}/"
+        jobs |= {f"{prefix}seed_{seed}": (run, seed) for seed in range(run.seeds)}
+    if config.backend == "ray":
+        unfinished = [job for job in jobs.values() if not is_finished(job[0], job[0].out / f"seed_{job[1]}")]
+        train_on_cluster(unfinished, train_seed, config.ray_address, config.ray_cpus, config.ray_gpus)
+    else:
+        for job in jobs.values():
+            train_seed(*job)
+    return {name: read_scores(run.out / f"seed_{seed}") for name, (run, seed) in jobs.items()}
 
 
-def train_seed(config: PpoConfig, seed: int, train_spec: EnvSpec, real_spec: EnvSpec) -> None:
+def train_seed(config: PpoConfig, seed: int) -> None:
     """Trains one policy, or goes on with it."""
+    train_spec, real_spec = make_specs(config)
     folder = config.out / f"seed_{seed}"
     if is_finished(config, folder):
         return
     device = choose_device(config.device)
-    env = VecMonitor(Sb3VecEnv(train_spec.make_batch(config.num_envs, device), with_info=False))
+    on_device = train_spec.is_dream() and not config.recurrent
+    env = Sb3VecEnv(train_spec.make_batch(config.num_envs, device, tensors=on_device), with_info=False)
+    env = env if on_device else VecMonitor(env)
     try:
-        model = make_model(config, seed, env, folder, device)
+        model = make_model(config, seed, env, folder, device, on_device)
         # Training seeds are below those that are kept for evaluation; a resumed run gets others than it had.
         entropy = np.random.SeedSequence([seed, model.num_timesteps]).generate_state(1)[0]
         env.seed(int(entropy) % (FIRST_TRAINING_SEED_AFTER - config.num_envs))
@@ -163,8 +91,10 @@ def train_seed(config: PpoConfig, seed: int, train_spec: EnvSpec, real_spec: Env
         env.close()
 
 
-def make_model(config: PpoConfig, seed: int, env: VecEnv, folder: Path, device: str) -> Any:
+def make_model(config: PpoConfig, seed: int, env: VecEnv, folder: Path, device: str, on_device: bool) -> Any:
     """The newest model of the folder, or one that has learned nothing.
+
+    `on_device`: the environment is a batch of dreams that gives tensors, and rollouts stay where they are dreamed.
 
     Raises ValueError for spaces that the network cannot take, or a damaged file.
     """
@@ -173,10 +103,10 @@ def make_model(config: PpoConfig, seed: int, env: VecEnv, folder: Path, device: 
 
         kind = "MultiInputLstmPolicy" if config.memory else "CnnLstmPolicy"
     else:
-        Algorithm, kind = PPO, "MultiInputPolicy" if config.memory else "CnnPolicy"
+        Algorithm, kind = DevicePPO if on_device else PPO, "MultiInputPolicy" if config.memory else "CnnPolicy"
     if (path := folder / MODEL_FILE).is_file():
         return Algorithm.load(path, env=env, device=device)
-    return Algorithm(
+    model = Algorithm(
         kind,
         env,
         learning_rate=config.learning_rate,
@@ -195,68 +125,36 @@ def make_model(config: PpoConfig, seed: int, env: VecEnv, folder: Path, device: 
         seed=seed,
         device=device,
     )
+    if config.init is not None:
+        load_initial(model, Path(config.init), seed)
+    return model
 
 
-def choose_device(name: str) -> str:
-    """The device of "auto", or the given one. Raises ValueError if it is not there."""
-    return str(resolve_device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name))
+def load_initial(model: Any, run: Path, seed: int) -> None:
+    """Gives a model the weights of another run.
 
-
-def make_specs(config: PpoConfig) -> tuple[EnvSpec, EnvSpec]:
-    """The environments to train in and to be scored in. Raises ValueError if the latter cannot be told."""
-    kwargs = parse_kwargs(config.env_kwargs)
-    train_spec = EnvSpec(config.env, kwargs)
-    memory = None
-    if train_spec.is_dream():
-        if config.memory_checkpoint is not None:
-            raise ValueError("A dream is remembered by the model that dreams it: leave memory_checkpoint out.")
-        checkpoint = str(kwargs.get("checkpoint", "memory-maze"))
-        real_id = config.real_env or load_checkpoint(checkpoint).metadata.get("env_id")
-        if real_id is None:
-            raise ValueError(f"The checkpoint {checkpoint} does not tell what it was trained on: give --real-env.")
-        if config.horizon is not None:
-            train_spec = dataclasses.replace(train_spec, kwargs={**kwargs, "horizon": config.horizon})
-        real_spec = EnvSpec(real_id, parse_kwargs(config.real_env_kwargs))
-    else:
-        checkpoint = config.memory_checkpoint or "memory-maze"
-        same = config.real_env is None
-        train_spec = dataclasses.replace(train_spec, max_episode_steps=config.horizon)
-        real_spec = EnvSpec(config.real_env or config.env, kwargs if same else parse_kwargs(config.real_env_kwargs))
-    if config.memory:
-        memory = MemorySpec(checkpoint, config.memory_size)
-    return dataclasses.replace(train_spec, memory=memory), dataclasses.replace(real_spec, memory=memory)
-
-
-def keep_config(config: PpoConfig, train_spec: EnvSpec, real_spec: EnvSpec, argv: Sequence[str]) -> None:
-    """Writes RUN/config.json, or compares with the one that is there. Raises ValueError if the settings differ."""
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in (*FREE_TO_CHANGE, "memory")}
-    record = {
-        "settings": settings,
-        "memory": None if train_spec.memory is None else dataclasses.asdict(train_spec.memory),
-        "recurrent": config.recurrent,
-        "train": train_spec.to_json(),
-        "real": real_spec.to_json(),
-    }
-    path = config.out / CONFIG_FILE
-    if path.is_file():
-        earlier = json.loads(path.read_text())
-        before, now = ({**one["settings"], "memory": one["memory"]} for one in (earlier, record))
-        different = sorted(key for key in now if before.get(key) != now[key])
-        if different:
-            was = ", ".join(f"{key}={before.get(key)!r}" for key in different)
-            raise ValueError(
-                f"The run {path.parent} has other settings ({was}): continue it with these, or give --out."
-            )
-        return
-    if config.out.exists() and any(config.out.iterdir()):
-        raise ValueError(f"{config.out} has files that are no run of agents.ppo: give another --out.")
-    write_json(path, {**record, **provenance("agents.ppo", argv)})
+    Raises FileNotFoundError if there is no such run, ValueError if its networks are others.
+    """
+    models = run_models(run)
+    path = models.get(f"seed_{seed}", next(iter(models.values())))
+    try:
+        parameters = load_from_zip_file(path, device=model.device)[1]
+        model.policy.load_state_dict(parameters["policy"])
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(
+            f"The policy {path} is no start for this run: its network is another one ({error})."
+        ) from error
 
 
 def is_finished(config: PpoConfig, folder: Path) -> bool:
     """Whether a training seed has had all its steps, or was stopped early."""
     scores = read_scores(folder)
     return bool(scores) and (scores[-1]["timesteps"] >= config.total_timesteps or scores[-1]["stopped"])
+
+
+def choose_device(name: str) -> str:
+    """The device of "auto", or the given one. Raises ValueError if it is not there."""
+    return str(resolve_device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name))
 
 
 def describe(scores: dict[str, list[dict[str, Any]]]) -> str:
@@ -267,21 +165,6 @@ def describe(scores: dict[str, list[dict[str, Any]]]) -> str:
         dreamed = "" if best["dreamed_return"] is None else f", dreamed {best['dreamed_return']:.2f}"
         lines.append(f"{name}: real return {best['real_return']:.2f}{dreamed} at step {best['timesteps']:,}")
     return "\n".join(lines)
-
-
-def parse_arguments(argv: Sequence[str]) -> PpoConfig:
-    """The configuration of a command line; `--preset NAME` changes the defaults."""
-    arguments = list(argv)
-    preset: dict[str, Any] = {}
-    if "--preset" in arguments:
-        index = arguments.index("--preset")
-        name = arguments[index + 1] if index + 1 < len(arguments) else None
-        if name not in PRESETS:
-            raise ValueError(f"--preset is one of {', '.join(PRESETS)}, got {name}.")
-        preset = PRESETS[name]
-        del arguments[index : index + 2]
-    default = PpoConfig(env=tyro.MISSING, out=tyro.MISSING, **preset)
-    return tyro.cli(PpoConfig, args=arguments, default=default, prog="python -m agents.ppo")
 
 
 def main() -> int:

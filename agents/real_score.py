@@ -11,8 +11,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.environments import EnvSpec
-from agents.evaluate import gap, score, summary
+from agents.evaluate import score, summary
 from agents.policies import BEST_FILE, MODEL_FILE
+from agents.results import gap
 from wm_gym.files import atomic_path, write_json
 
 SCORES_FILE, DREAMED_FILE = "scores.json", "dreamed.json"
@@ -24,7 +25,8 @@ class RealScore(BaseCallback):
     """Saves the model, and every so often plays real episodes with it.
 
     Each score goes into scores.json and TensorBoard: the real return, and what the steps since the last score would
-    have given in a dream over as many steps, with the gap between the two. The best model in reality is kept.
+    have given in a dream over as many steps, with the gap between the two, and how many frames per second were dreamed
+    and learned from since the last score. The best model in reality is kept.
 
     Args:
         folder: of one training seed.
@@ -56,7 +58,11 @@ class RealScore(BaseCallback):
         self._scores = read_scores(folder)
         self._saved_at = time.monotonic()
         self._reward, self._steps = 0.0, 0
+        self._began = time.monotonic()
         self._stops = False
+
+    def _on_training_start(self) -> None:
+        self._began = time.monotonic()
 
     def _on_rollout_start(self) -> None:
         # Between an update and the next rollout: the model is all that has to be kept.
@@ -68,7 +74,7 @@ class RealScore(BaseCallback):
 
     def _on_step(self) -> bool:
         rewards = self.locals["rewards"]
-        self._reward, self._steps = self._reward + float(rewards.sum()), self._steps + rewards.size
+        self._reward, self._steps = self._reward + float(rewards.sum()), self._steps + len(rewards)
         return not self._stops
 
     def finish(self, model: BaseAlgorithm) -> None:
@@ -78,6 +84,7 @@ class RealScore(BaseCallback):
 
     def _score(self, model: BaseAlgorithm) -> None:
         self._save(model, MODEL_FILE)
+        speed = self._steps / max(time.monotonic() - self._began, 1e-9)
         seeds = range(FIRST_SELECTION_SEED, FIRST_SELECTION_SEED + self._episodes)
         path = str(self._folder / MODEL_FILE)
         real = summary(list(score(self._spec, path, seeds, self._workers)))
@@ -98,6 +105,7 @@ class RealScore(BaseCallback):
             "real_length": real["mean_length"],
             "dreamed_return": dreamed,
             "gap": None if dreamed is None else gap(dreamed, real["mean_return"]),
+            "frames_per_second": round(speed, 1) if self._steps else None,
             "without_better": without,
             "stopped": self._stops,
         }
@@ -105,6 +113,7 @@ class RealScore(BaseCallback):
         write_json(self._folder / SCORES_FILE, {"scores": self._scores})
         self._show(model, entry)
         self._reward, self._steps = 0.0, 0
+        self._began = time.monotonic()
 
     def _save(self, model: BaseAlgorithm, name: str) -> None:
         with atomic_path(self._folder / name) as temporary:

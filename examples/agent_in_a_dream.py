@@ -17,9 +17,10 @@ import tyro
 
 import wm_gym
 from agents.evaluate import EvaluateConfig, describe, evaluate
+from agents.mcts import make_search
 from agents.planner import make_planner
-from agents.ppo import PRESETS, PpoConfig
 from agents.ppo import train as train_agent
+from agents.ppo_config import PRESETS, PpoConfig
 from training.collect import CollectConfig, collect
 from training.make_clips import clips_from_store
 from training.recipes import Stage, tiny
@@ -62,8 +63,10 @@ class Line(gym.Env[np.ndarray, np.int64]):
 if ENV_ID not in gym.registry:
     gym.register(ENV_ID, "examples.agent_in_a_dream:Line", max_episode_steps=24)
 
-# For `--policy examples.agent_in_a_dream:plan`: the cross-entropy method in the model that `main` leaves.
+# For `--policy examples.agent_in_a_dream:plan` and `:search`: planning in the model that `main` leaves, by the
+# cross-entropy method and by Monte-Carlo tree search.
 plan = make_planner(str(OUT / "world/model.safetensors"), horizon=4, hold=1, candidates=32, iterations=1)
+search = make_search(str(OUT / "world/model.safetensors"), hold=1, simulations=32, leaves=8, rollout=3)
 
 
 def make_dream(out: Path, steps: int = 300) -> dict[str, Any]:

@@ -32,6 +32,7 @@ class MakeClips:
     num_frames: int = 201
     data: Path | None = None  # take the beginnings of episodes of this store; env, policy and seed do not count then
     split: str = "test"  # of the store
+    newest: bool = False  # take the store's last episodes, not its first
 
 
 def record(env: gym.Env, policy_name: str, seed: int, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
@@ -53,15 +54,16 @@ def record(env: gym.Env, policy_name: str, seed: int, num_frames: int) -> tuple[
     return np.stack(frames), np.asarray(actions)
 
 
-def clips_from_store(path: Path, split: str, num_clips: int, num_frames: int) -> wm_gym.Clips:
-    """The first `num_frames` frames of the first episodes of a split that are long enough.
+def clips_from_store(path: Path, split: str, num_clips: int, num_frames: int, newest: bool = False) -> wm_gym.Clips:
+    """The first `num_frames` frames of the first (or last) episodes, by seed, of a split that are long enough.
 
     Raises:
         FileNotFoundError: no such store.
         ValueError: it has fewer than `num_clips` such episodes.
     """
     store = open_store(path)
-    seeds = [seed for seed in store.seeds(split) if store.num_frames(seed, split) >= num_frames][:num_clips]
+    seeds = [seed for seed in store.seeds(split) if store.num_frames(seed, split) >= num_frames]
+    seeds = seeds[-num_clips:] if newest else seeds[:num_clips]
     if len(seeds) < num_clips:
         raise ValueError(
             f"{path} has {len(seeds)} episodes of {num_frames} frames or more in split {split!r}, "
@@ -90,7 +92,7 @@ def main(config: MakeClips) -> None:
     if config.data is None:
         clips = record_clips(config)
     else:
-        clips = clips_from_store(config.data, config.split, config.num_clips, config.num_frames)
+        clips = clips_from_store(config.data, config.split, config.num_clips, config.num_frames, config.newest)
     wm_gym.save_clips(config.out, clips)
     print(f"{config.out}: {len(clips)} clips of {config.num_frames} frames, {config.out.stat().st_size:,} bytes")
 

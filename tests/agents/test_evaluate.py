@@ -11,8 +11,9 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from agents.environments import EnvSpec
-from agents.evaluate import EvaluateConfig, describe, evaluate, gap, interval95, play, score
+from agents.evaluate import EvaluateConfig, describe, evaluate, play, score
 from agents.policies import SampledPolicy, policy_maker
+from agents.results import gap, interval95
 
 TOY_ID = "tests.toy_env:tests/ToyMaze-v0"
 

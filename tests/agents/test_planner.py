@@ -11,9 +11,11 @@ pytest.importorskip("stable_baselines3")
 
 from agents.critic import PpoCritic
 from agents.evaluate import play
+from agents.mcts import make_search
 from agents.planner import Planner, PlannerConfig, cem, make_planner, random_shooting
 from agents.policies import load_ppo
-from agents.ppo import PRESETS, PpoConfig, make_specs, train
+from agents.ppo import train
+from agents.ppo_config import PRESETS, PpoConfig, make_specs
 from tests.tiny import save_tiny_checkpoint, tiny_model
 from wm_gym.world_model import Prediction, WorldModelConfig
 from wm_gym.wrappers import FrameReader
@@ -67,9 +69,25 @@ class Combination:
         return Prediction(frame, solved.float(), solved.float() * self.ends, logits, logits[:, 0]), state
 
 
-def plan(model, space=None, critic=None, seed=0, **settings) -> Any:
+class FakeDreams:
+    """`agents.reading.Forks` of such a world."""
+
+    def __init__(self, model):
+        self._model = model
+
+    def start(self, state, keys):
+        self.memory = state.index(torch.zeros(len(keys), dtype=torch.int64))
+
+    def step(self, actions):
+        prediction, self.memory = self._model.step(self.memory, actions, None)
+        return prediction._replace(frame=torch.zeros(len(actions), 8, 8, 3, dtype=torch.uint8))
+
+
+def plan(model: Any, space=None, critic=None, seed=0, **settings) -> Any:
     space = gym.spaces.Discrete(3) if space is None else space
-    return Planner(model, space, PlannerConfig(**{"hold": 1, **settings}), critic, seed)
+    dreams: Any = FakeDreams(model) if isinstance(model, Combination) else None
+    world: Any = model
+    return Planner(world, space, PlannerConfig(**{"hold": 1, **settings}), critic, seed, dreams)
 
 
 FRAME = np.zeros((8, 8, 3), np.uint8)
@@ -162,8 +180,8 @@ def test_its_memory_is_that_of_the_real_frames_and_actions(tmp_path):
             obs, _, _, _, info = env.step(action)
             reader.read(obs[None], [action])
         planner(obs, info)
-        assert planner._state is not None and reader.state is not None
-        for ours, theirs in zip(planner._state.layers, reader.state.layers, strict=True):
+        assert planner._memory.state is not None and reader.state is not None
+        for ours, theirs in zip(planner._memory.state.layers, reader.state.layers, strict=True):
             torch.testing.assert_close(ours.ssm_state, theirs.ssm_state)
 
 
@@ -209,10 +227,18 @@ def test_the_critic_is_the_value_function_of_the_agent(tmp_path, tiny_kwargs, me
     critic = PpoCritic(path, dream.model, dream)
     frame = torch.from_numpy(dream.get_state().dream.frames.numpy())
     state = dream.get_state().dream.model_state.index(torch.tensor([0, 0]))
-    torch.testing.assert_close(critic(frame.expand(2, -1, -1, -1), state), expected.expand(2))
+    frames = frame.expand(2, -1, -1, -1)
+    torch.testing.assert_close(critic(frames, state), expected.expand(2))
+    values, probabilities = critic.with_policy(frames, state)
+    torch.testing.assert_close(values, expected.expand(2))
+    chances = policy.get_distribution(policy.obs_to_tensor(obs)[0]).distribution.probs
+    torch.testing.assert_close(probabilities, chances.expand(2, -1))
     planner = make_planner(tiny_kwargs["checkpoint"], str(path), candidates=3, horizon=2)(dream, 0)
     planner.reset({})
     assert planner(dream.reset(seed=0)[0], {}) in dream.action_space
+    search = make_search(tiny_kwargs["checkpoint"], str(path), simulations=4, leaves=2)(dream, 0)
+    search.reset({})
+    assert search(dream.reset(seed=0)[0], {}) in dream.action_space
 
 
 def test_what_does_not_fit_is_a_clear_error(tmp_path):

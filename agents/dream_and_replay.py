@@ -1,0 +1,271 @@
+"""One policy's actions, chosen in a dream and taken again in the real environment, from the same real context.
+
+Three parts, because a GPU dreams many episodes at once while real environments run in a process each: a policy leads
+real episodes through the context, then the policy under test acts in dreams of all of them, then its actions are taken
+in the real episodes.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from tqdm import tqdm
+
+from agents.environments import EnvSpec
+from agents.policies import PolicyMaker, policy_maker
+from wm_gym.comparison.record import Record, map_entries
+from wm_gym.contexts import Context
+from wm_gym.memory_feature import MemoryFeature
+from wm_gym.policies import policy_seed
+
+
+@dataclass(frozen=True)
+class Episode:
+    """What S actions led to, in a dream or in reality."""
+
+    frames: np.ndarray  # uint8 [S, H, W, C]
+    rewards: np.ndarray  # float64 [S]
+    end: str  # "terminated" or "truncated" at step S, else ""
+
+
+@dataclass(frozen=True)
+class Dreamed:
+    """An episode that a policy played in a dream."""
+
+    actions: np.ndarray  # [S] or [S, A]; actions[0] was taken at the last frame of the context
+    episode: Episode
+
+
+class DreamRows:
+    """A batch of dreams in which policies act, each in its row, as in an environment of their own.
+
+    Args:
+        spec: the dream; with a memory, policies see it as `wm_gym.wrappers.MemoryObservation` would show it.
+        num_rows: N.
+        horizon: steps of an episode.
+        device: where they are dreamed.
+
+    Raises what `gym.make_vec` raises.
+    """
+
+    def __init__(self, spec: EnvSpec, num_rows: int, horizon: int, device: str) -> None:
+        arguments = {"device": device, **spec.kwargs, "horizon": horizon, "autoreset_mode": AutoresetMode.DISABLED}
+        self.envs: Any = gym.make_vec(spec.env, num_rows, vectorization_mode="vector_entry_point", **arguments)
+        self.image_spaces = self.envs.single_observation_space, self.envs.single_action_space
+        self.observation_space, self.action_space = self.image_spaces
+        self._feature = None
+        if spec.memory is not None:
+            dream: Any = self.envs.unwrapped
+            self._feature = MemoryFeature(dream.model.config, spec.memory.size, spec.memory.seed, dream.model.device)
+            vector = gym.spaces.Box(-np.inf, np.inf, (spec.memory.size,), np.float32)
+            self.observation_space = gym.spaces.Dict({"image": self.observation_space, "memory": vector})
+
+    def play(self, make: PolicyMaker, seeds: Sequence[int], contexts: Sequence[Context]) -> list[Dreamed]:
+        """Acts until every episode has ended, by itself or at the horizon.
+
+        Args:
+            make: of policies, which see no info; each is called with a stand-in that has the dream's spaces.
+            seeds: at most N; a seed decides noise and policy of its episode.
+            contexts: where the dreams start, all of one length.
+        """
+        policies = [make(self, policy_seed(seed)) for seed in seeds]
+        for policy in policies:
+            policy.reset({})
+        missing = self.envs.num_envs - len(seeds)  # rows that nobody asked for dream along
+        stacked = _stacked([*contexts, *[contexts[-1]] * missing])
+        obs, _ = self.envs.reset(seed=[*seeds, *[seeds[-1]] * missing], options={"context": stacked})
+        logs = [_Log() for _ in seeds]
+        actions: list[Any] = [self.action_space.sample()] * self.envs.num_envs
+        ended = np.zeros(self.envs.num_envs, np.bool_)
+        while any(not log.end for log in logs):
+            if ended.any():  # they go on from their context, unseen: the batch steps as a whole
+                self.envs.reset(options={"context": stacked, "reset_mask": ended})
+            seen = self._observations(obs)
+            for row, log in enumerate(logs):
+                if not log.end:
+                    actions[row] = policies[row](seen(row), {})
+            obs, rewards, terminated, truncated, _ = self.envs.step(np.stack(actions))
+            ended = np.asarray(terminated | truncated)
+            for row, log in enumerate(logs):
+                if not log.end:
+                    log.add(obs[row], rewards[row], terminated[row], truncated[row], actions[row])
+        return [Dreamed(np.array(log.actions, self.action_space.dtype), log.episode()) for log in logs]
+
+    def close(self) -> None:
+        """Frees the dreams."""
+        self.envs.close()
+
+    def _observations(self, frames: np.ndarray) -> Callable[[int], Any]:
+        if self._feature is None:
+            return lambda row: frames[row]
+        dream: Any = self.envs.unwrapped
+        memory = self._feature(dream.ssm_states).cpu().numpy()
+        return lambda row: {"image": frames[row], "memory": memory[row]}
+
+
+class RealEpisodes:
+    """Real episodes of given seeds, in this process or in several; made by `real_episodes`."""
+
+    def __init__(self, call: Callable[..., Iterator[Any]]) -> None:
+        self._call = call
+
+    def spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
+        """Of observations and actions."""
+        return next(self._call("spaces", _spaces, [()]))
+
+    def lead(self, policy: str, seeds: Sequence[int], num_frames: int) -> list[Context]:
+        """The first frames of each episode, with the actions of a policy between them.
+
+        Raises ValueError if an episode ends before.
+        """
+        return list(self._call("context", _lead, [(policy, seed, num_frames) for seed in seeds]))
+
+    def replay(self, seeds: Sequence[int], contexts: Sequence[Context], dreamed: Sequence[Dreamed]) -> list[Record]:
+        """Takes the dreamed actions in the real episodes, from the end of their contexts to the end of the shorter.
+
+        The dream is the record's environment under test, reality its reference. Where the real episode terminates, the
+        rest of its rewards are zeros and its frames black: an agent gets nothing there. Where it is truncated, the
+        record ends.
+
+        Raises RuntimeError if the same actions led to another context: the environment's seed does not decide it.
+        """
+        return list(self._call("replay", _replay, list(zip(seeds, contexts, dreamed, strict=True))))
+
+
+@contextmanager
+def real_episodes(spec: EnvSpec, workers: int = 1) -> Iterator[RealEpisodes]:
+    """Real environments: one, or one in each of `workers` processes (0: one per core)."""
+    workers = workers or os.cpu_count() or 1
+    if workers == 1:
+        env = spec.make()
+
+        def call_here(name: str, function: Callable[..., Any], arguments: Sequence[Any]) -> Iterator[Any]:
+            return (function(env, *one) for one in _bar(arguments, name, len(arguments)))
+
+        try:
+            yield RealEpisodes(call_here)
+        finally:
+            env.close()
+        return
+    # Spawned, for a renderer or a CUDA context does not survive a fork.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (spec,)) as pool:
+
+        def call_there(name: str, function: Callable[..., Any], arguments: Sequence[Any]) -> Iterator[Any]:
+            futures = [pool.submit(_in_worker, function, *one) for one in arguments]
+            return (future.result() for future in _bar(futures, name, len(futures)))
+
+        try:
+            yield RealEpisodes(call_there)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Worker:
+    """What a process keeps between its episodes."""
+
+    env: gym.Env[Any, Any]
+
+
+def _start_worker(spec: EnvSpec) -> None:
+    torch.set_num_threads(1)
+    _Worker.env = spec.make()
+
+
+def _in_worker(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(_Worker.env, *arguments)
+
+
+def _bar(items: Sequence[Any], name: str, total: int) -> Iterator[Any]:
+    return iter(tqdm(items, desc=name, total=total, unit="episode", leave=False, disable=None))
+
+
+class _Log:
+    """An episode as it grows."""
+
+    def __init__(self) -> None:
+        self.actions: list[Any] = []
+        self.frames: list[np.ndarray] = []
+        self._rewards: list[float] = []
+        self.end = ""
+
+    def add(self, frame: Any, reward: Any, terminated: Any, truncated: Any, action: Any = None) -> None:
+        self.actions.append(action)
+        self.frames.append(np.array(frame))
+        self._rewards.append(float(reward))
+        self.end = "terminated" if terminated else "truncated" if truncated else ""
+
+    def episode(self) -> Episode:
+        return Episode(np.stack(self.frames), np.array(self._rewards), self.end)
+
+
+def _spaces(env: gym.Env[Any, Any]) -> tuple[gym.Space[Any], gym.Space[Any]]:
+    return env.observation_space, env.action_space
+
+
+def _lead(env: gym.Env[Any, Any], policy: str, seed: int, num_frames: int) -> Context:
+    acts = policy_maker(policy)(env, policy_seed(seed))
+    obs, info = env.reset(seed=seed)
+    acts.reset(info)
+    frames, actions = [np.array(obs)], []
+    while len(frames) < num_frames:
+        actions.append(acts(obs, info))
+        obs, _, terminated, truncated, info = env.step(actions[-1])
+        frames.append(np.array(obs))
+        if terminated or truncated:
+            raise ValueError(
+                f"The real episode of seed {seed} ended at frame {len(frames)} of a context of {num_frames}: take a "
+                "shorter one."
+            )
+    space = env.action_space
+    return Context(np.stack(frames), np.array(actions, space.dtype).reshape(len(actions), *(space.shape or ())))
+
+
+def _replay(env: gym.Env[Any, Any], seed: int, context: Context, dreamed: Dreamed) -> Record:
+    obs, info = env.reset(seed=seed)
+    infos = [info]
+    for action in context.actions:
+        obs, _, _, _, info = env.step(action)
+        infos.append(info)
+    if not np.array_equal(obs, context.frames[-1]):
+        raise RuntimeError(
+            f"The episode of seed {seed} took another course under the same actions: only environments that the seed "
+            "decides can be compared with their dreams."
+        )
+    log = _Log()
+    for action in dreamed.actions:
+        obs, reward, terminated, truncated, info = env.step(action)
+        infos.append(info)
+        log.add(obs, float(reward), terminated, truncated)
+        if log.end:
+            break
+    real = log.episode()
+    num_steps = len(dreamed.actions) if real.end == "terminated" else len(real.rewards)
+    after = num_steps - len(real.rewards)
+    frames = np.concatenate([context.frames, real.frames, np.zeros((after, *context.frames.shape[1:]), np.uint8)])
+    return Record(
+        seed=seed,
+        reference_frames=frames,
+        frames=dreamed.episode.frames[:num_steps],
+        actions=np.concatenate([context.actions, dreamed.actions[:num_steps]]),
+        reference_rewards=np.concatenate([real.rewards, np.zeros(after)]),
+        rewards=dreamed.episode.rewards[:num_steps],
+        reference_end=real.end,
+        end=dreamed.episode.end if num_steps == len(dreamed.actions) else "",
+        seconds=0.0,
+        reference_seconds=0.0,
+        map=map_entries([*infos, *[infos[-1]] * after]),
+    )
+
+
+def _stacked(contexts: Sequence[Context]) -> tuple[np.ndarray, np.ndarray]:
+    return np.stack([one.frames for one in contexts]), np.stack([one.actions for one in contexts])

@@ -1,0 +1,181 @@
+"""How far dreamed rewards can be trusted: precision, recall, and the marks of a policy that exploits its model."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from agents.results import Result, gap, interval95
+from wm_gym.comparison.metrics import RewardAgreement, match_rewards, psnr
+from wm_gym.comparison.record import Record
+
+# Ends of the ranges of dreamed steps that are looked at apart: dreams get worse as they age.
+RANGE_ENDS = (10, 25, 50, 100, 200, 400, 700, 1000, 2000)
+NUM_RESAMPLES = 10_000
+Z95 = 1.959964  # standard normal
+
+
+def episode_result(record: Record) -> Result:
+    """What the figures need of an episode in which the dream is the environment under test, as JSON types."""
+    real_frames = record.reference_frames[record.num_context_frames :]
+    quality = psnr(record.frames, real_frames)
+    return {
+        "seed": record.seed,
+        "steps": record.num_steps,
+        "dream_end": record.end,
+        "real_end": record.reference_end,
+        "dreamed": _sparse(record.rewards),
+        "real": _sparse(record.reference_rewards),
+        "psnr": [round(float(quality[first:last].mean()), 2) for first, last in ranges(record.num_steps)],
+    }
+
+
+def reward_figures(results: Sequence[Result], tolerance: int) -> dict[str, Any]:
+    """Figures over episodes, as JSON types; None where a figure is not defined.
+
+    Where chance decides what comes after a reward (Memory Maze draws the next target), dream and reality may part there
+    with neither of them wrong, and what is dreamed later need not be real: `first_precision` looks at the first dreamed
+    reward of each episode alone.
+
+    Args:
+        results: of `episode_result`, one at least.
+        tolerance: steps by which a dreamed reward may come early or late and still be backed by a real one.
+    """
+    dreamed, real = ([_dense(result[side], result["steps"]) for result in results] for side in ("dreamed", "real"))
+    matches = [match_rewards(there, here, tolerance) for there, here in zip(real, dreamed, strict=True)]
+    returns = [[float(rewards.sum()) for rewards in side] for side in (dreamed, real)]
+    means = [math.fsum(side) / len(results) for side in returns]
+    return {
+        "episodes": len(results),
+        "steps": sum(result["steps"] for result in results),
+        **_agreement(matches),
+        **_first(matches),
+        "dreamed_return": means[0],
+        "dreamed_return_interval95": interval95(returns[0]),
+        "real_return": means[1],
+        "real_return_interval95": interval95(returns[1]),
+        "gap": gap(*means),
+        "return_ratio": means[0] / means[1] if means[1] else None,
+        "most_unbacked_in_a_row": max(map(_unbacked_in_a_row, matches)),
+        "longest_dreamed_run": max(map(_longest_run, dreamed)),
+        "longest_real_run": max(map(_longest_run, real)),
+        "by_range": _by_range(results, matches),
+    }
+
+
+def ranges(num_steps: int) -> list[tuple[int, int]]:
+    """(first, last) of the ranges that `num_steps` steps reach into; the first step is 0, `last` is not included."""
+    ends = [end for end in RANGE_ENDS if end < num_steps] + [num_steps]
+    return list(itertools.pairwise([0, *ends]))
+
+
+def proportion95(parts: Sequence[int], wholes: Sequence[int]) -> list[float] | None:
+    """95% interval of sum(parts) / sum(wholes); None if there is nothing to count.
+
+    The hull of two: Wilson's (1927), which takes single rewards as independent and stays honest where all or none are
+    right, and the percentiles of resampled episodes, whose rewards may be right or wrong together.
+
+    Args:
+        parts, wholes: counts of each episode.
+    """
+    total = sum(wholes)
+    if total == 0:
+        return None
+    share = sum(parts) / total
+    centre = (share + Z95**2 / (2 * total)) / (1 + Z95**2 / total)
+    half = Z95 * math.sqrt(share * (1 - share) / total + Z95**2 / (4 * total**2)) / (1 + Z95**2 / total)
+    bounds = [centre - half, centre + half]
+    counts = np.array([parts, wholes], np.int64)
+    drawn = np.random.default_rng(0).integers(len(wholes), size=(NUM_RESAMPLES, len(wholes)))
+    sums = counts[:, drawn].sum(-1)
+    low, high = np.percentile(sums[0][sums[1] > 0] / sums[1][sums[1] > 0], (2.5, 97.5))
+    return [max(0.0, min(bounds[0], float(low))), min(1.0, max(bounds[1], float(high)))]
+
+
+def _agreement(matches: Sequence[RewardAgreement]) -> dict[str, Any]:
+    hits, misses, alarms = (
+        [len(getattr(match, name)) for match in matches] for name in ("hits", "misses", "false_alarms")
+    )
+    dreamed = [hit + alarm for hit, alarm in zip(hits, alarms, strict=True)]
+    real = [hit + miss for hit, miss in zip(hits, misses, strict=True)]
+    return {
+        "dreamed_rewards": sum(dreamed),
+        "real_rewards": sum(real),
+        "hits": sum(hits),
+        "precision": sum(hits) / sum(dreamed) if sum(dreamed) else None,
+        "precision_interval95": proportion95(hits, dreamed),
+        "recall": sum(hits) / sum(real) if sum(real) else None,
+        "recall_interval95": proportion95(hits, real),
+        "unbacked_share": sum(alarms) / sum(dreamed) if sum(dreamed) else None,
+    }
+
+
+def _first(matches: Sequence[RewardAgreement]) -> dict[str, Any]:
+    """Whether the first reward that an episode dreams is a real one."""
+    backed = []
+    for match in matches:
+        dreamed = [(step, 1) for _, step in match.hits] + [(step, 0) for step in match.false_alarms]
+        if dreamed:
+            backed.append(min(dreamed)[1])
+    return {
+        "episodes_with_dreamed_rewards": len(backed),
+        "first_precision": sum(backed) / len(backed) if backed else None,
+        "first_precision_interval95": proportion95(backed, [1] * len(backed)),
+    }
+
+
+def _by_range(results: Sequence[Result], matches: Sequence[RewardAgreement]) -> list[dict[str, Any]]:
+    """A match counts for precision at its dreamed step and for recall at its real one, to each range its own."""
+    rows = []
+    for index, (first, last) in enumerate(ranges(max(result["steps"] for result in results))):
+        inside = [
+            {
+                "backed": sum(first <= dreamed < last for _, dreamed in match.hits),
+                "unbacked": sum(first <= step < last for step in match.false_alarms),
+                "found": sum(first <= real < last for real, _ in match.hits),
+                "missed": sum(first <= step < last for step in match.misses),
+            }
+            for match in matches
+        ]
+        backed, unbacked, found, missed = (
+            sum(one[name] for one in inside) for name in ("backed", "unbacked", "found", "missed")
+        )
+        qualities = [result["psnr"][index] for result in results if result["steps"] > first]
+        rows.append(
+            {
+                "steps": f"{first + 1}-{last}",
+                "dreamed_rewards": backed + unbacked,
+                "real_rewards": found + missed,
+                "precision": backed / (backed + unbacked) if backed + unbacked else None,
+                "recall": found / (found + missed) if found + missed else None,
+                "psnr": round(math.fsum(qualities) / len(qualities), 2),
+            }
+        )
+    return rows
+
+
+def _unbacked_in_a_row(match: RewardAgreement) -> int:
+    """The most dreamed rewards that no real one backs, with no backed one between them."""
+    events = sorted([(step, True) for step in match.false_alarms] + [(dreamed, False) for _, dreamed in match.hits])
+    return max((len(list(group)) for wrong, group in itertools.groupby(events, lambda one: one[1]) if wrong), default=0)
+
+
+def _longest_run(rewards: np.ndarray) -> int:
+    """The most steps in a row that each bring a reward."""
+    return max((len(list(group)) for is_reward, group in itertools.groupby(rewards != 0) if is_reward), default=0)
+
+
+def _sparse(rewards: np.ndarray) -> list[list[float]]:
+    """(step, reward) of all rewards other than 0; the first step is 1."""
+    return [[int(step) + 1, float(rewards[step])] for step in np.flatnonzero(rewards)]
+
+
+def _dense(events: Sequence[Sequence[float]], num_steps: int) -> np.ndarray:
+    rewards = np.zeros(num_steps)
+    for step, reward in events:
+        rewards[int(step) - 1] = reward
+    return rewards

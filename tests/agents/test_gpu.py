@@ -1,0 +1,65 @@
+"""Agents whose dreams and networks are on a GPU."""
+
+import json
+
+import gymnasium as gym
+import pytest
+import torch
+
+pytest.importorskip("stable_baselines3")
+
+from agents.evaluate import play
+from agents.mcts import make_search
+from agents.planner import make_planner
+from agents.ppo import train
+from agents.ppo_config import PRESETS, PpoConfig
+from agents.reward_check import RewardCheckConfig, check_rewards
+
+TOY_ID = "tests.toy_env:tests/ToyMaze-v0"
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def agent(tmp_path, tiny_kwargs, memory) -> PpoConfig:
+    return PpoConfig(
+        env="LSSVWM-MemoryMaze-v0",
+        env_kwargs=json.dumps(tiny_kwargs),
+        real_env=TOY_ID,
+        real_env_kwargs='{"max_episode_steps": 5}',
+        **{**PRESETS["smoke"], "total_timesteps": 2048, "score_every": 1024, "score_episodes": 2, "device": "cuda"},
+        out=tmp_path / "run",
+        memory=memory,
+        memory_size=8,
+    )
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_an_agent_learns_on_a_gpu_is_scored_on_the_cpu_and_advises_a_search_on_the_gpu(tmp_path, tiny_kwargs, memory):
+    run = agent(tmp_path, tiny_kwargs, memory)
+    scores = train(run)["seed_0"]
+    assert [score["timesteps"] for score in scores] == [1024, 2048]
+    env, critic = gym.make(TOY_ID, max_episode_steps=3), str(run.out / "seed_0/best.zip")
+    for make in (
+        make_search(tiny_kwargs["checkpoint"], critic, "cuda", simulations=8, leaves=4),
+        make_planner(tiny_kwargs["checkpoint"], critic, "cuda", candidates=8, horizon=3),
+    ):
+        assert play(env, make, 0)["length"] == 3
+        assert play(env, make, 0) == play(env, make, 0)
+
+
+def test_rewards_are_checked_in_dreams_on_a_gpu(tmp_path, tiny_kwargs):
+    config = RewardCheckConfig(
+        policy="random",
+        out=tmp_path / "check.json",
+        env_kwargs=json.dumps(tiny_kwargs),
+        real=TOY_ID,
+        seeds="7000000-7000007",
+        context=5,
+        context_policy="random",
+        horizon=6,
+        workers=2,
+        device="cuda",
+    )
+    assert check_rewards(config)["all"]["episodes"] == 8

@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+
+from agents.reward_figures import episode_result, proportion95, ranges, reward_figures
+from wm_gym.comparison.record import Record
+
+
+def result(dreamed, real, steps=120, seed=0):
+    return {
+        "seed": seed,
+        "steps": steps,
+        "dream_end": "",
+        "real_end": "",
+        "dreamed": [[step, 1.0] for step in dreamed],
+        "real": [[step, 1.0] for step in real],
+        "psnr": [20.0] * len(ranges(steps)),
+    }
+
+
+def test_rewards_are_matched_within_the_tolerance_and_each_once():
+    # 10 and 12 back each other; 14 finds none left; 60 is too far from 50; 100 was not dreamed.
+    results = [result([10, 14, 60], [12, 50, 100])]
+    figures = reward_figures(results, tolerance=3)
+    assert (figures["dreamed_rewards"], figures["real_rewards"], figures["hits"]) == (3, 3, 1)
+    assert figures["precision"] == figures["recall"] == pytest.approx(1 / 3)
+    assert figures["unbacked_share"] == pytest.approx(2 / 3)
+    assert reward_figures(results, tolerance=1)["hits"] == 0
+    assert reward_figures(results, tolerance=10)["hits"] == 2
+
+
+def test_signs_of_exploitation_are_counted():
+    # False rewards at 10, 20, 30 with none real between, a real one at 40, and a false one again.
+    figures = reward_figures([result([10, 20, 30, 40, 90, 91, 92, 93], [40, 93])], tolerance=0)
+    assert figures["most_unbacked_in_a_row"] == 3
+    assert figures["longest_dreamed_run"] == 4 and figures["longest_real_run"] == 1
+    assert (figures["dreamed_return"], figures["real_return"]) == (8, 2)
+    assert figures["gap"] == pytest.approx(0.75) and figures["return_ratio"] == 4
+
+
+def test_what_an_episode_dreams_first_is_told_apart_from_what_follows():
+    # After the first reward chance has put the next target elsewhere: one is dreamed at 50, the real one comes at 90.
+    parted = result([10, 50], [11, 90])
+    false_first = result([5, 20], [20])
+    figures = reward_figures([parted, parted, parted, false_first, result([], [7])], tolerance=3)
+    assert figures["precision"] == 0.5 and figures["first_precision"] == 0.75
+    assert figures["episodes_with_dreamed_rewards"] == 4
+    low, high = figures["first_precision_interval95"]
+    assert low < 0.4 and high > 0.9
+
+
+def test_ranges_of_steps_are_told_apart():
+    rows = {row["steps"]: row for row in reward_figures([result([5, 110], [5, 60])], tolerance=3)["by_range"]}
+    assert rows["1-10"]["precision"] == rows["1-10"]["recall"] == 1
+    assert rows["51-100"]["precision"] is None and rows["51-100"]["recall"] == 0
+    assert rows["101-120"]["precision"] == 0 and rows["101-120"]["recall"] is None
+
+
+def test_no_rewards_at_all_define_no_precision():
+    figures = reward_figures([result([], []), result([], [])], tolerance=3)
+    for name in (
+        "precision",
+        "first_precision",
+        "first_precision_interval95",
+        "precision_interval95",
+        "recall",
+        "recall_interval95",
+        "gap",
+        "return_ratio",
+    ):
+        assert figures[name] is None
+    assert figures["most_unbacked_in_a_row"] == figures["longest_dreamed_run"] == 0
+
+
+def test_the_interval_is_never_certain_and_knows_that_errors_come_together():
+    assert proportion95([0, 0], [0, 0]) is None
+    low, high = proportion95([1, 1, 1], [1, 1, 1]) or (0, 0)
+    assert low < 0.5 and high == 1, "Three of three may well be chance."
+    alone = proportion95([0, 1] * 200, [1] * 400) or (0, 0)
+    together = proportion95([100, 0, 100, 0], [100] * 4) or (0, 0)
+    assert alone[0] < 0.5 < alone[1] and alone[1] - alone[0] < 0.12
+    assert together[1] - together[0] > 0.5
+
+
+def test_a_record_is_kept_as_its_rewards_and_its_quality_by_range():
+    frames = np.full((12, 8, 8, 3), 100, np.uint8)
+    real = np.concatenate([frames[:2], frames])
+    real[-1] = 0
+    rewards = np.zeros(12)
+    rewards[3] = 1
+    record = Record(7, real, frames, np.zeros(13, np.int64), rewards, np.zeros(12), "truncated", "", 0.0, 0.0)
+    kept = episode_result(record)
+    assert kept["real"] == [[4, 1.0]] and kept["dreamed"] == [] and kept["steps"] == 12
+    assert len(kept["psnr"]) == 2 and kept["psnr"][0] > 50 > kept["psnr"][1]
