@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -56,8 +56,8 @@ class BenchPlay:
     """Seconds before each measurement."""
     real: bool = False
     """With the real environment beside the dream."""
-    denoising_steps: int = 2
-    """Network passes per frame; 2 is what wm-gym play does."""
+    denoising_steps: Literal["auto"] | int = "auto"
+    """Network passes per frame; auto is what wm-gym play does."""
     play: tuple[str, ...] = ()
     """Further arguments of wm-gym play."""
     seed: int = 0
@@ -91,13 +91,13 @@ class Measured:
 def main(config: BenchPlay) -> None:
     load_before = os.getloadavg()
     with server(config) as port, connect(f"ws://127.0.0.1:{port}/play", proxy=None) as socket:
-        actions = start(socket)
+        actions, passes = start(socket)
         results = [measure(socket, actions, pace, config) for pace in config.paces]
     report = {
         **provenance("training.bench_play", command_arguments()),
         "device": config.device,
         "real_beside": config.real,
-        "denoising_steps": config.denoising_steps,
+        "denoising_steps": passes,
         "seconds_per_pace": config.seconds,
         "niceness": os.nice(0),
         "load_average": {"before": load_before, "after": os.getloadavg()},
@@ -146,9 +146,10 @@ def server(config: BenchPlay) -> Iterator[int]:
             process.terminate()
 
 
-def start(socket: ClientConnection) -> list[int]:
-    """Waits for the first frame of the dream; returns the actions that keys can choose."""
-    actions: list[int] = []
+def start(socket: ClientConnection) -> tuple[list[int], dict[str, Any] | None]:
+    """Waits for the first frame of the dream; returns the actions that keys can choose, and what the server says of its
+    network passes per frame."""
+    actions, passes = [], None
     deadline = time.perf_counter() + SECONDS_TO_START
     while True:
         message = socket.recv(timeout=max(0.1, deadline - time.perf_counter()))
@@ -156,9 +157,9 @@ def start(socket: ClientConnection) -> list[int]:
             header = decode_frame(message)[0]
             _send(socket, "ack", frame=header["frame"])
             if header["phase"] == "play":
-                return actions
+                return actions, passes
         elif (event := json.loads(message))["type"] == "welcome":
-            actions = list(event["controls"]["actions"].values())
+            actions, passes = list(event["controls"]["actions"].values()), event["main"]["passes"]
 
 
 def measure(socket: ClientConnection, actions: list[int], pace: float, config: BenchPlay) -> dict[str, Any]:

@@ -88,6 +88,7 @@ def press(page: Any, key: str, steps: int) -> str:
 def test_the_page_loads_and_keys_change_both_worlds(open_page: Any) -> None:
     page = open_page()
     assert page.inner_text("#main-id") == "LSSVWM-MemoryMaze-v0"
+    assert page.inner_text("#passes") == "1 pass per frame"
     assert pixels(page) == pixels(page, "real-canvas")  # the last frame of the context
     dream, real = pixels(page), pixels(page, "real-canvas")
     press(page, "Digit0", 1)

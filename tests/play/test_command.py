@@ -37,7 +37,7 @@ def test_without_the_extra_web_one_sentence_says_what_to_install(monkeypatch, ca
 
 
 def test_the_packaged_dream_is_steered_by_arrows() -> None:
-    assert Troupe(Play()).controls is MEMORY_MAZE
+    assert Troupe(Play(denoising_steps=1)).controls is MEMORY_MAZE
 
 
 @pytest.mark.real_env

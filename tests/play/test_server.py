@@ -36,7 +36,11 @@ def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
 def test_a_player_sees_the_dream_answer_the_keys(served: Served) -> None:
     with served.player() as player:
         welcome = player.until("welcome")
-        assert welcome["main"] == {"label": "dream", "id": "LSSVWM-MemoryMaze-v0"}
+        assert welcome["main"] == {
+            "label": "dream",
+            "id": "LSSVWM-MemoryMaze-v0",
+            "passes": {"number": 1, "reason": "1 network pass per frame."},
+        }
         header = player.start()
         assert (header["phase"], header["worlds"]["dream"]["steps"]) == ("play", 0)
         first = player.views["dream"]

@@ -12,13 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import gymnasium as gym
 import torch
 
 from wm_gym.checkpoint import load_checkpoint
 from wm_gym.play.controls import Controls, controls_for
+from wm_gym.play.passes import SHARP, Passes, choose_passes
 from wm_gym.play.protocol import MAX_FPS, MIN_FPS
 from wm_gym.play.session import MAX_MOMENTS, Session
 from wm_gym.play.world import Recorder, World
@@ -47,8 +48,9 @@ class Play:
     """Clips from which dreams start without --real: packaged name or path."""
     context_frames: int | None = None
     """Real frames that a dream reads first; 100 if not given."""
-    denoising_steps: int = 2
-    """Network passes per dreamed frame. One predicts the mean of what may come, and blurs; two draw a sharp sample."""
+    denoising_steps: Literal["auto"] | int = "auto"
+    """Network passes per dreamed frame. One predicts the mean of what may come, and blurs; two draw a sharp sample. auto
+    measures a step when the server starts: two where it takes 80 ms at most, which keeps 10 frames/s, else one."""
     device: str = "cpu"
     """Where the model runs."""
     env_kwargs: str = "{}"
@@ -96,6 +98,8 @@ def run_play(config: Play) -> None:
         app = server.make_app(stage, config.allow_host)
         host = f"[{config.host}]" if ":" in config.host else config.host
         print(f"wm-gym play: open http://{host}:{listener.getsockname()[1]} (Ctrl-C stops it)", flush=True)
+        if (passes := stage.welcome["main"]["passes"]) is not None:
+            print(passes["reason"], flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             server.make_server(app).run(sockets=[listener])
 
@@ -118,7 +122,9 @@ class Troupe:
     def __init__(self, config: Play) -> None:
         self._config = config
         self._is_dream, self._arguments = _arguments(config)
-        self._first = _make(config.env, self._arguments)
+        # Where the number of passes is not settled yet, this one is made for trying out what two of them cost.
+        untold = {"num_denoising_steps": SHARP} if self._is_dream else {}
+        self._first = _make(config.env, untold | self._arguments)
         if self._is_dream and config.policy == "navigator" and not config.real:
             raise ValueError("The navigator reads the map of the real maze: add --real.")
         self.label = "dream" if self._is_dream else "environment"
@@ -127,8 +133,7 @@ class Troupe:
         self.controls: Controls = controls_for(self._first.action_space, name, config.policy is not None)
         if config.policy is not None:
             load_policy(config.policy, self._first)
-        if config.real:
-            self._check_real()
+        self._passes = self._try_out()
         self._recorder = None if config.record_dir is None else _import_recorder(config.recorder)
         self._recording_lock = threading.Lock()
         # Two threads can use a CPU side by side. On a GPU they would only disturb each other's graph captures.
@@ -152,7 +157,7 @@ class Troupe:
         """What the page is told first."""
         config = self._config
         return {
-            "main": {"label": self.label, "id": config.env},
+            "main": {"label": self.label, "id": config.env, "passes": self._passes and self._passes.to_json()},
             "real": {"label": "real", "id": config.real_env} if config.real else None,
             "controls": self.controls.to_json(),
             "policy": config.policy,
@@ -162,18 +167,29 @@ class Troupe:
             "max_moments": MAX_MOMENTS,
         }
 
-    def _check_real(self) -> None:
-        real = _make(self._config.real_env, {})
+    def _try_out(self) -> Passes | None:
+        """Checks the real environment, and settles how many network passes a frame gets. None if nothing is dreamed."""
+        with contextlib.ExitStack() as stack:
+            others = []
+            if self._config.real:
+                others.append(stack.enter_context(contextlib.closing(_make(self._config.real_env, {}))))
+                self._check_spaces(others[0])
+            if not self._is_dream:
+                return None
+            if "num_denoising_steps" in self._arguments:
+                return Passes(self._arguments["num_denoising_steps"])
+            passes = choose_passes(self._first, others)
+        self._arguments["num_denoising_steps"] = passes.number
+        return passes
+
+    def _check_spaces(self, real: gym.Env[Any, Any]) -> None:
         ours, theirs = self._first, real
-        try:
-            if (ours.observation_space, ours.action_space) != (theirs.observation_space, theirs.action_space):
-                raise ValueError(
-                    "Only environments of the same spaces can be played side by side: "
-                    f"{self._config.env} has {ours.observation_space} and {ours.action_space}, "
-                    f"{self._config.real_env} has {theirs.observation_space} and {theirs.action_space}."
-                )
-        finally:
-            real.close()
+        if (ours.observation_space, ours.action_space) != (theirs.observation_space, theirs.action_space):
+            raise ValueError(
+                "Only environments of the same spaces can be played side by side: "
+                f"{self._config.env} has {ours.observation_space} and {ours.action_space}, "
+                f"{self._config.real_env} has {theirs.observation_space} and {theirs.action_space}."
+            )
 
     def _make_recorders(self, main: World, real: World | None) -> list[Recorder]:
         """A recorder for each world, into one store for each environment."""
@@ -208,12 +224,14 @@ def _arguments(config: Play) -> tuple[bool, dict[str, Any]]:
     if not isinstance(kwargs, dict):
         raise ValueError(f"env_kwargs must be a JSON object, got {config.env_kwargs!r}.")
     of_dreams = {"checkpoint": config.checkpoint, "contexts": config.contexts, "context_frames": config.context_frames}
-    given = {name: value for name, value in of_dreams.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in of_dreams.items() if value is not None}
     if _spec(config.env).entry_point != DREAM_ENTRY_POINT:
         if given:
             raise ValueError(f"{config.env} is not a dream of ours: it takes no {' and no '.join(given)}.")
         return False, kwargs
-    return True, {"device": config.device, "num_denoising_steps": config.denoising_steps, **given, **kwargs}
+    if config.denoising_steps != "auto":
+        given["num_denoising_steps"] = config.denoising_steps
+    return True, {"device": config.device, **given, **kwargs}
 
 
 def _spec(env_id: str) -> Any:

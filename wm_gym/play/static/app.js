@@ -61,6 +61,8 @@ const handlers = {
     $("record").hidden = !message.can_record;
     $("main-name").textContent = message.main.label === "dream" ? "Dream" : "Environment";
     $("main-id").textContent = message.main.id;
+    $("passes").textContent = describePasses(message.main.passes);
+    $("passes").title = message.main.passes?.reason ?? "";
     $("real-id").textContent = message.real?.id ?? "";
     pads = new Pads($("pads"), message.controls, sendAction);
     [$("speed").min, $("speed").max] = message.fps_range;
@@ -197,6 +199,10 @@ function noteTimes(header) {
 
 function short(value) {
   return String(Math.round(100 * value) / 100);
+}
+
+function describePasses(passes) {
+  return passes ? `${passes.number} pass${passes.number === 1 ? "" : "es"} per frame` : "";
 }
 
 function describeKeys(controls) {
