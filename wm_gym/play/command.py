@@ -49,8 +49,8 @@ class Play:
     context_frames: int | None = None
     """Real frames that a dream reads first; 100 if not given."""
     denoising_steps: Literal["auto"] | int = "auto"
-    """Network passes per dreamed frame. One predicts the mean of what may come, and blurs; two draw a sharp sample. auto
-    measures a step when the server starts: two where it takes 80 ms at most, which keeps 10 frames/s, else one."""
+    """Network passes per dreamed frame. One predicts the mean of what may come, and blurs; two draw a sharp sample.
+    auto measures a step as the server starts: two where it takes 80 ms at most, which keeps 10 frames/s, else one."""
     device: str = "cpu"
     """Where the model runs."""
     env_kwargs: str = "{}"

@@ -12,8 +12,8 @@ import gymnasium as gym
 import numpy as np
 
 SHARP, QUICK = 2, 1  # two passes draw a sample of what may come; one predicts its mean, which is blurred
-# Of a step, in seconds, so that two passes are taken. It keeps 10 frames/s with a fifth of the time to spare. A key that
-# just misses a step waits for the next one, so the frame that obeys it comes within 180 ms.
+# Seconds that a step may take with two passes. It keeps 10 frames/s with a fifth of the time to spare. A key that just
+# misses a step waits for the next one, so the frame that obeys it comes within 180 ms.
 BUDGET = 0.08
 WARM_UP_STEPS, MEASURED_STEPS = 3, 9
 SEED = 0
