@@ -180,6 +180,8 @@ def test_a_stable_baselines3_model_can_be_watched(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"policy": "navigator"}, "add --real"),
+        ({"policy": "oracle"}, "add --real"),
+        ({"context_frames": 1000}, "1000"),
         ({"policy": "expert"}, "got 'expert'"),
         ({"env": "Nowhere-v0", "real": False}, "Nowhere"),
         ({"env": TOY_ID, "checkpoint": "memory-maze"}, "takes no checkpoint"),
@@ -188,6 +190,7 @@ def test_a_stable_baselines3_model_can_be_watched(tmp_path: Path) -> None:
         ({"max_players": 0}, "max_players must be"),
         ({"real": True, "env_kwargs": '{"checkpoint": "memory-maze"}'}, "same spaces"),
         ({"env": "CartPole-v1", "checkpoint": None, "contexts": None, "context_frames": None}, "observes Box"),
+        ({"record_dir": Path(__file__)}, "is a file"),
         ({"record_dir": Path("x"), "recorder": "json:nothing"}, "no 'nothing' that could record"),
     ],
 )
@@ -198,6 +201,12 @@ def test_what_cannot_be_played_is_said_before_anybody_comes(tmp_path: Path, opti
     with pytest.raises(ValueError, match=message) as raised:
         make_stage(config)
     assert "\n" not in str(raised.value)
+
+
+def test_clips_that_are_not_there_are_told_before_anybody_comes(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        Troupe(tiny_play(tmp_path, contexts=str(tmp_path / "nowhere.npz")))
+    Troupe(tiny_play(tmp_path, contexts=str(tmp_path / "nowhere.npz"), real=True))  # dreams of real frames need none
 
 
 def test_a_recorder_that_is_not_there_says_where_it_comes_from(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 DREAM_ENTRY_POINT = "wm_gym.envs.world_model:WorldModelEnv"
 DEFAULT_CONTEXT_FRAMES = 100
+READ_THE_MAP = ("navigator", "oracle")
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,8 @@ def make_stage(config: Play) -> Stage:
         raise ValueError(f"fps must be from {MIN_FPS:.0f} to {MAX_FPS:.0f}, got {config.fps}.")
     if config.max_players < 1:
         raise ValueError(f"max_players must be at least 1, got {config.max_players}.")
+    if config.record_dir is not None and config.record_dir.exists() and not config.record_dir.is_dir():
+        raise ValueError(f"record_dir must be a folder, and {config.record_dir} is a file.")
     troupe = Troupe(config)
     return Stage(troupe.make_session, troupe.welcome(), troupe.controls.idle_action, config.fps, config.max_players)
 
@@ -125,8 +128,8 @@ class Troupe:
         # Where the number of passes is not settled yet, this one is made for trying out what two of them cost.
         untold = {"num_denoising_steps": SHARP} if self._is_dream else {}
         self._first = _make(config.env, untold | self._arguments)
-        if self._is_dream and config.policy == "navigator" and not config.real:
-            raise ValueError("The navigator reads the map of the real maze: add --real.")
+        if self._is_dream and config.policy in READ_THE_MAP and not config.real:
+            raise ValueError(f"The {config.policy} reads the map of the real maze: add --real.")
         self.label = "dream" if self._is_dream else "environment"
         World(self._first, self.label)
         name = _played_environment(config, self._is_dream, self._arguments)
@@ -168,12 +171,16 @@ class Troupe:
         }
 
     def _try_out(self) -> Passes | None:
-        """Checks the real environment, and settles how many network passes a frame gets. None if nothing is dreamed."""
+        """Checks how episodes begin, and settles how many network passes a frame gets. None if nothing is dreamed."""
         with contextlib.ExitStack() as stack:
             others = []
             if self._config.real:
                 others.append(stack.enter_context(contextlib.closing(_make(self._config.real_env, {}))))
                 self._check_spaces(others[0])
+            else:
+                self._first.reset(
+                    seed=0
+                )  # so that clips that are not there, or too short, are known before anybody comes
             if not self._is_dream:
                 return None
             if "num_denoising_steps" in self._arguments:
