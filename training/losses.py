@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.dataset import Batch
+from training.own_frames import after, continued_by_own_frames, scattered_own_frames
 from training.revisits import Turns, no_turns, turn_round
-from wm_gym.array_typing import FrameMask, ModelFrames, NoiseLevels, Poses
+from wm_gym.array_typing import FrameMask, ModelFrames, NoiseLevels
 from wm_gym.codec import frames_to_model
 from wm_gym.flow import add_noise, expand_level
 from wm_gym.poses import relative_to_first
@@ -36,6 +37,7 @@ class LossConfig:
     prefix_probability: float = 0.5  # of a sequence to begin with a clean prefix, longer than half of it
     noise_after_prefix: float = 0.0  # of these sequences: nothing but pure noise follows, to be told from memory alone
     revisit_probability: float = 0.0  # of a sequence to turn round and show its frames again; its prefix ends there
+    own_generations: int = 0  # passes in which a stage's self_context continues prefixes; 0: own frames among real ones
     min_frame_level: float = 0.1  # frames with a lower level are context and have no frame loss
     reward_weight: float = 0.05
     termination_weight: float = 0.05
@@ -51,6 +53,8 @@ class LossConfig:
                 f"revisit_probability must be in [0, 1], got {self.clean_fraction}, {self.pure_noise_fraction}, "
                 f"{self.prefix_probability}, {self.noise_after_prefix} and {self.revisit_probability}."
             )
+        if self.own_generations < 0:
+            raise ValueError(f"own_generations must be at least 0, got {self.own_generations}.")
         if not 0 <= self.clean_level <= self.min_frame_level < 1:
             raise ValueError(
                 "0 <= clean_level <= min_frame_level < 1 must hold, got clean_level "
@@ -104,26 +108,37 @@ def reward_classes(rewards: Tensor, values: Tensor) -> Tensor:
     return (rewards.unsqueeze(-1) - values).abs().argmin(-1)
 
 
-def sample_noise_levels(
+def sample_prefixes(
     batch: int, length: int, config: LossConfig, generator: torch.Generator, turns: Turns | None = None
-) -> NoiseLevels:
-    """Noise levels [batch, length] on the generator's device: a mixture per frame, 0 on the prefixes."""
+) -> Tensor:
+    """Lengths of clean prefixes, int64 [batch], 0 for none: longer than half of the sequence, or up to its turn."""
     device = generator.device
-    kind, uniform = torch.rand(2, batch, length, generator=generator, device=device)
-    level = torch.where(kind < config.clean_fraction, uniform * config.clean_level, uniform)
-    level = torch.where(kind >= 1 - config.pure_noise_fraction, 1.0, level)
-    has_prefix, position = torch.rand(2, batch, 1, generator=generator, device=device)
+    has_prefix, position = torch.rand(2, batch, generator=generator, device=device)
     shortest = length // 2 + 1
     prefix = shortest + (position * max(length - shortest, 0)).long()  # in [shortest, length - 1]: a frame remains
     if turns is not None:
-        turn = turns.first_revisit[:, None]
-        prefix = torch.where(turn < length, turn, prefix)
-    has_prefix = (has_prefix < config.prefix_probability) & (shortest < length)
+        prefix = torch.where(turns.first_revisit < length, turns.first_revisit, prefix)
+    return torch.where((has_prefix < config.prefix_probability) & (shortest < length), prefix, 0)
+
+
+def sample_noise_levels(
+    batch: int, length: int, config: LossConfig, generator: torch.Generator, prefixes: Tensor | None = None
+) -> NoiseLevels:
+    """Noise levels [batch, length] on the generator's device: a mixture per frame, 0 on the prefixes.
+
+    Args:
+        prefixes: as `sample_prefixes` gives them; None draws them.
+    """
+    device = generator.device
+    if prefixes is None:
+        prefixes = sample_prefixes(batch, length, config, generator)
+    kind, uniform = torch.rand(2, batch, length, generator=generator, device=device)
+    level = torch.where(kind < config.clean_fraction, uniform * config.clean_level, uniform)
+    level = torch.where(kind >= 1 - config.pure_noise_fraction, 1.0, level)
     if config.noise_after_prefix > 0:
-        only_noise = torch.rand(batch, 1, generator=generator, device=device) < config.noise_after_prefix
-        level = torch.where(has_prefix & only_noise, 1.0, level)
-    in_prefix = torch.arange(length, device=device) < prefix
-    return torch.where(in_prefix & has_prefix, 0.0, level)
+        only_noise = torch.rand(batch, generator=generator, device=device) < config.noise_after_prefix
+        level = torch.where((only_noise & (prefixes > 0))[:, None], 1.0, level)
+    return torch.where(after(prefixes, length), level, 0.0)
 
 
 def world_model_loss(
@@ -141,8 +156,9 @@ def world_model_loss(
         generator: on the model's device; draws noise levels and noise.
         weights: from `class_weights`, on the model's device.
         self_context: probability of a frame that the model has predicted to replace the real one in the clean context,
-            which trains the model to go on from its own frames (scheduled sampling, arXiv 1506.03099). Costs one more
-            pass without gradients if above 0.
+            which trains the model to go on from its own frames (scheduled sampling, arXiv 1506.03099); with
+            `own_generations`, also of a sequence with a prefix to go on with nothing else. Costs a pass without
+            gradients for each generation if above 0.
         mean_over_processes: of a number on the device. What the loss divides by is averaged with it, so that the mean
             of all processes' gradients is that of one process with the whole batch.
     """
@@ -156,10 +172,25 @@ def world_model_loss(
     poses = batch.pose if model.config.pose_size else None
     if poses is not None and model.config.pose_kind == "planar":
         poses = relative_to_first(poses)
+    prefixes = sample_prefixes(size, length, config, generator, turns)
+
+    def predict(shown: ModelFrames, levels: NoiseLevels) -> ModelFrames:
+        with torch.no_grad():
+            frame = model(_noisy(shown, levels, generator), levels, batch.actions, poses).frame
+        # Versions of PyTorch before 2.11 take weights that were cast here for the pass with gradients, too.
+        torch.clear_autocast_cache()
+        return frame.float().clamp(-1, 1)
+
     context = frames
-    if self_context > 0:
-        context = _own_frames(model, batch, frames, poses, config, generator, self_context)
-    levels = sample_noise_levels(size, length, config, generator, turns)
+    if self_context > 0 and config.own_generations > 0:
+        levels = sample_noise_levels(size, length, config, generator, prefixes)
+        context = continued_by_own_frames(
+            predict, frames, levels, prefixes, self_context, config.own_generations, generator
+        )
+    elif self_context > 0:
+        levels = sample_noise_levels(size, length, config, generator)
+        context = scattered_own_frames(predict, frames, levels, self_context, generator)
+    levels = sample_noise_levels(size, length, config, generator, prefixes)
     is_target = levels > config.min_frame_level
     noisy = _noisy(torch.where(expand_level(is_target, frames), frames, context), levels, generator)
     output = model(noisy, levels, batch.actions, poses)
@@ -190,23 +221,6 @@ def world_model_loss(
 def _noisy(frames: ModelFrames, levels: NoiseLevels, generator: torch.Generator) -> ModelFrames:
     noise = torch.randn(frames.shape, generator=generator, device=frames.device)
     return add_noise(frames, noise, levels)
-
-
-@torch.no_grad()
-def _own_frames(
-    model: WorldModel,
-    batch: Batch,
-    frames: ModelFrames,
-    poses: Poses | None,
-    config: LossConfig,
-    generator: torch.Generator,
-    probability: float,
-) -> ModelFrames:
-    """`frames`, of which some are replaced by what the model predicts for them from pure noise."""
-    levels = sample_noise_levels(frames.shape[0], frames.shape[1], config, generator)
-    predicted = model(_noisy(frames, levels, generator), levels, batch.actions, poses).frame.float().clamp(-1, 1)
-    chosen = torch.rand(levels.shape, generator=generator, device=levels.device) < probability
-    return torch.where(expand_level((levels == 1) & chosen, frames), predicted, frames)
 
 
 def _reward_loss(

@@ -55,15 +55,22 @@ def model_config(recipe: Recipe, dataset: EpisodeDataset) -> WorldModelConfig:
 
 
 def load_initial_weights(model: WorldModel, name_or_path: str) -> None:
-    """Copies the weights of a wm_gym checkpoint. Raises ValueError if it was made with another configuration."""
+    """Copies the weights of a wm_gym checkpoint. Raises ValueError if it was made with another configuration.
+
+    A checkpoint's odometry is left out where the model has none: `training.odometry` adds it when all else is trained.
+    """
     checkpoint = load_checkpoint(name_or_path)
     wanted = model.config.to_dict()
     given = type(model.config).from_dict(checkpoint.config).to_dict()
+    tensors = checkpoint.tensors
+    if not model.config.odometry:
+        given["odometry"] = False
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("odometry.")}
     different = sorted(key for key in wanted if given[key] != wanted[key])
     if different:
         was = ", ".join(f"{key}={given[key]!r}" for key in different)
         raise ValueError(f"The checkpoint {name_or_path} is of another model ({was}); set the recipe's model likewise.")
-    model.load_state_dict({name: tensor.float() for name, tensor in checkpoint.tensors.items()})
+    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:

@@ -106,8 +106,9 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_bit_for_bit(
     assert_equal_files(whole, run(store, tmp_path / "killed", "--recipe.checkpoint-steps", "10"))
 
 
-def test_self_context_runs_go_on_bit_for_bit_too(store: Path, tmp_path: Path) -> None:
-    option = ("--recipe.stages.0.self-context", "0.5")
+@pytest.mark.parametrize("more", [(), ("--recipe.loss.own-generations", "2", "--recipe.optimizer", "muon")])
+def test_self_context_runs_go_on_bit_for_bit_too(store: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+    option = ("--recipe.stages.0.self-context", "0.5", *more)
     whole = run(store, tmp_path / "whole", *option)
     run(store, tmp_path / "parts", *option, "--stop-after-steps", "5")
     assert_equal_files(whole, run(store, tmp_path / "parts", *option))
