@@ -10,8 +10,9 @@ from training.initialisation import set_memory_length
 from wm_gym.nn.block_scan import BlockScan
 
 
-def _decay_frames(scan: BlockScan, tokens_per_frame: int) -> torch.Tensor:
+def _decay_frames(scan: object, tokens_per_frame: int) -> torch.Tensor:
     """Frames until a state has decayed to 1 / e, per head, ascending."""
+    assert isinstance(scan, BlockScan)
     rate = F.softplus(scan.dt_bias) * scan.log_decay.exp() * tokens_per_frame
     return (1 / rate).sort().values.detach()
 

@@ -62,7 +62,7 @@ def test_matrices_of_one_shape_do_not_influence_each_other() -> None:
         for parameter in model.parameters():
             parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
         if model is one:
-            model[4].weight.grad = None  # of the shape of the first layer's weight
+            list(model.parameters())[4].grad = None  # of the shape of the first layer's weight
         optimizer.step()
     # Batched products may round differently.
     torch.testing.assert_close(one[0].weight, both[0].weight, atol=1e-4, rtol=1e-2)

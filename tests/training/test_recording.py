@@ -260,7 +260,7 @@ def test_the_command_keeps_its_options_in_the_header_and_mixes_no_others(
         (["--policy", f"{HERE}:nothing"], f"The module {HERE} has no function 'nothing'"),
         (["--policy", f"{HERE}:forgetful"], "got NoneType"),
         (["--policy", f"{HERE}:without_seed"], "is called as function(env, seed)"),
-        (["--policy", "walker"], "'random', 'navigator', 'backtrack-N' or PACKAGE.MODULE:FUNCTION, got 'walker'"),
+        (["--policy", "walker"], "'backtrack-N', 'mixed' or PACKAGE.MODULE:FUNCTION, got 'walker'"),
     ],
 )
 def test_bad_options_are_one_sentence_and_exit_code_2(
