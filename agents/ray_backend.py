@@ -12,8 +12,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from agents.policies import CONFIG_FILE
 from agents.ppo_config import PpoConfig
 from agents.real_score import SCORES_FILE
+from wm_gym.cluster import ray_cluster
 from wm_gym.files import atomic_path
 
 MAX_ATTEMPTS = 3  # of a policy whose learners die
@@ -147,7 +147,7 @@ def train_on_cluster(jobs: Sequence[Job], train_seed: TrainSeed, address: str | 
     """
     if not jobs:
         return
-    with _cluster(address) as ray:
+    with ray_cluster(address) as ray:
         learners = _Learners(ray, train_seed, cpus, gpus)
         try:
             for job in jobs:
@@ -187,20 +187,3 @@ def _marks(folder: Path) -> dict[str, tuple[int, int]]:
 
 def _name(job: Job) -> str:
     return f"{job[0].out.name}/seed_{job[1]}"
-
-
-@contextmanager
-def _cluster(address: str | None) -> Iterator[Any]:
-    """Ray, connected to a cluster; a connection that was there before is used, and left."""
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise ImportError("--backend ray needs Ray: pip install wm_gym[distributed].") from error
-    if ray.is_initialized():
-        yield ray
-        return
-    ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
-    try:
-        yield ray
-    finally:
-        ray.shutdown()

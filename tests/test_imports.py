@@ -13,7 +13,15 @@ PACKAGES = ("wm_gym", "training", "agents")
 
 # Lowest first. A module may import from its own layer and from those below it.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("wm_gym.array_typing", "wm_gym.files", "wm_gym.machine", "wm_gym.poses", "wm_gym.provenance", "wm_gym.spaces"),
+    (
+        "wm_gym.array_typing",
+        "wm_gym.cluster",
+        "wm_gym.files",
+        "wm_gym.machine",
+        "wm_gym.poses",
+        "wm_gym.provenance",
+        "wm_gym.spaces",
+    ),
     ("wm_gym.ops",),
     ("wm_gym.nn", "wm_gym.flow", "wm_gym.codec", "wm_gym.checkpoint"),
     ("wm_gym.world_model",),

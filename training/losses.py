@@ -15,11 +15,11 @@ from torch import Tensor
 
 from training.dataset import Batch
 from training.own_frames import after, continued_by_own_frames, scattered_own_frames
+from training.pose_input import model_poses
 from training.revisits import Turns, no_turns, turn_round
-from wm_gym.array_typing import FrameMask, ModelFrames, NoiseLevels
+from wm_gym.array_typing import FrameMask, ModelFrames, NoiseLevels, Poses
 from wm_gym.codec import frames_to_model
 from wm_gym.flow import add_noise, expand_level
-from wm_gym.poses import relative_to_first
 from wm_gym.world_model import WorldModel
 
 # Name -> [numerator, denominator]; sums over steps and processes, divided only when logged, weigh every frame equally.
@@ -169,27 +169,11 @@ def world_model_loss(
             raise ValueError("revisit_probability is above 0, but only poses tell a model where it is led back.")
         batch, turns = turn_round(batch, config.revisit_probability, generator)
     frames = frames_to_model(batch.frames)
-    poses = batch.pose if model.config.pose_size else None
-    if poses is not None and model.config.pose_kind == "planar":
-        poses = relative_to_first(poses)
+    poses = model_poses(model.config, batch.pose)
     prefixes = sample_prefixes(size, length, config, generator, turns)
-
-    def predict(shown: ModelFrames, levels: NoiseLevels) -> ModelFrames:
-        with torch.no_grad():
-            frame = model(_noisy(shown, levels, generator), levels, batch.actions, poses).frame
-        # Versions of PyTorch before 2.11 take weights that were cast here for the pass with gradients, too.
-        torch.clear_autocast_cache()
-        return frame.float().clamp(-1, 1)
-
     context = frames
-    if self_context > 0 and config.own_generations > 0:
-        levels = sample_noise_levels(size, length, config, generator, prefixes)
-        context = continued_by_own_frames(
-            predict, frames, levels, prefixes, self_context, config.own_generations, generator
-        )
-    elif self_context > 0:
-        levels = sample_noise_levels(size, length, config, generator)
-        context = scattered_own_frames(predict, frames, levels, self_context, generator)
+    if self_context > 0:
+        context = _own_context(model, batch, frames, poses, prefixes, config, generator, self_context)
     levels = sample_noise_levels(size, length, config, generator, prefixes)
     is_target = levels > config.min_frame_level
     noisy = _noisy(torch.where(expand_level(is_target, frames), frames, context), levels, generator)
@@ -216,6 +200,33 @@ def world_model_loss(
     metrics |= _frame_metrics(squared_error.detach(), levels, is_target, turns.is_revisit)
     metrics |= {"reward/loss": _mean(reward_loss), **reward_metrics, "termination/loss": _mean(termination_loss)}
     return loss, metrics
+
+
+def _own_context(
+    model: WorldModel,
+    batch: Batch,
+    frames: ModelFrames,
+    poses: Poses | None,
+    prefixes: Tensor,
+    config: LossConfig,
+    generator: torch.Generator,
+    probability: float,
+) -> ModelFrames:
+    """`frames`, of which some are the model's own: see `training.own_frames`."""
+
+    def predict(shown: ModelFrames, levels: NoiseLevels) -> ModelFrames:
+        with torch.no_grad():
+            frame = model(_noisy(shown, levels, generator), levels, batch.actions, poses).frame
+        # Some earlier versions of PyTorch take weights that were cast here for the pass with gradients, too.
+        torch.clear_autocast_cache()
+        return frame.float().clamp(-1, 1)
+
+    size, length = frames.shape[:2]
+    if config.own_generations == 0:
+        levels = sample_noise_levels(size, length, config, generator)
+        return scattered_own_frames(predict, frames, levels, probability, generator)
+    levels = sample_noise_levels(size, length, config, generator, prefixes)
+    return continued_by_own_frames(predict, frames, levels, prefixes, probability, config.own_generations, generator)
 
 
 def _noisy(frames: ModelFrames, levels: NoiseLevels, generator: torch.Generator) -> ModelFrames:

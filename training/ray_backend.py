@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,7 @@ from training.policies import make_policy
 from training.recording import RecordingOptions, make_env, policy_seed, record_episode
 from training.schedule import Schedule
 from training.store import EpisodeStore, EpisodeWriter, create_store
+from wm_gym.cluster import ray_cluster
 
 if TYPE_CHECKING:
     from training.collect import CollectConfig
@@ -163,7 +163,7 @@ def collect_on_cluster(config: CollectConfig, store: EpisodeStore, schedule: Sch
         if schedule.done:
             return
         time.sleep(SECONDS_BETWEEN_LOOKS)  # another collector records all that is missing
-    with _cluster(config.ray_address) as ray:
+    with ray_cluster(config.ray_address) as ray:
         recorders = _Recorders(ray, config, store.header, first_seed)
         try:
             with tqdm(
@@ -198,20 +198,3 @@ def _say(sentence: str) -> None:
 
 def _read_files(folder: Path) -> Files:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@contextmanager
-def _cluster(address: str | None) -> Iterator[Any]:
-    """Ray, connected to a cluster; a connection that was there before is used, and left."""
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise ImportError("--backend ray needs Ray: pip install wm_gym[distributed].") from error
-    if ray.is_initialized():
-        yield ray
-        return
-    ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
