@@ -80,7 +80,8 @@ def probe_checkpoint(arguments: ProbeArguments, argv: Sequence[str]) -> dict[str
 
     Raises:
         FileNotFoundError: no such checkpoint.
-        ValueError: seeds that were trained on, a model with poses, or walks of another environment than Memory Maze.
+        ValueError: seeds that were trained on, a model with poses that are not planar, or walks of another environment
+            than Memory Maze.
         RuntimeError: a process that records died; finished walks are kept.
     """
     checkpoint = load_checkpoint(arguments.checkpoint)
@@ -130,23 +131,28 @@ def probe_checkpoint(arguments: ProbeArguments, argv: Sequence[str]) -> dict[str
         "radius": arguments.radius,
         "around": arguments.around,
         "conditioning": arguments.conditioning,
-        "definitions": {
-            "walls": "share of positions, one cell apart around the agent in its own directions and inside the maze, "
-            "where wall or no wall is told rightly",
-            "objects": "distance in cells between where an object is and where it is told to be",
-            "around": "start: positions around, and directions of, the first frame; probes are told the agent's pose",
-            "seen": "cells in view from some frame of the context",
-            "state": "SSM states after the context",
-            "cleared_state": f"SSM states after its last {model.config.window + 1} frames alone; poses that are given "
-            "still count from the first frame",
-            "last_frame": "the last frame",
-            "constant": "the commonest answer at each position, the mean place of each object",
-        },
+        "definitions": _definitions(model.config.window + 1),
         "columns": {
             name: probe_figures(answers, truth, moments[-1].seen[rows], moments[-1].objects_seen[rows])
             for name, answers in columns.items()
         },
         **provenance("training.probe", argv),
+    }
+
+
+def _definitions(window: int) -> dict[str, str]:
+    """What the figures mean, for a model whose cleared memory reads `window` frames."""
+    return {
+        "walls": "share of positions, one cell apart around the agent in its own directions and inside the maze, "
+        "where wall or no wall is told rightly",
+        "objects": "distance in cells between where an object is and where it is told to be",
+        "around": "start: positions around, and directions of, the first frame; probes are told the agent's pose",
+        "seen": "cells in view from some frame of the context",
+        "state": "SSM states after the context",
+        "cleared_state": f"SSM states after its last {window} frames alone; poses that are given "
+        "still count from the first frame",
+        "last_frame": "the last frame",
+        "constant": "the commonest answer at each position, the mean place of each object",
     }
 
 
