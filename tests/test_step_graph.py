@@ -84,9 +84,19 @@ def assert_same_state(a: ModelState, b: ModelState, tolerance: float | None = No
         {"action_kind": "continuous", "action_size": 2},
         {"pose_size": 4},
         {"pose_size": 4, "pose_kind": "planar", "hide_noise": True},
+        {"hide_noise": True, "feedback_interval": 3},
         {"num_scan_groups": 2},
     ],
-    ids=["default", "four layers", "not square", "continuous", "pose", "planar", "two groups"],
+    ids=[
+        "default",
+        "four layers",
+        "not square",
+        "continuous",
+        "pose",
+        "planar",
+        "every third frame enters",
+        "two groups",
+    ],
 )
 @pytest.mark.parametrize(("num_denoising_steps", "num_steps"), [(1, 30), (3, 8)])
 def test_a_step_says_what_the_models_step_says_and_leaves_the_same_memory(overrides, num_denoising_steps, num_steps):

@@ -106,6 +106,9 @@ def evaluate_recall(arguments: Arguments, argv: Sequence[str]) -> Recall:
         "protocol": options.protocol,
         "conditioning": options.conditioning,
         "feedback": options.feedback,
+        "feedback_interval": checkpoint.config.get("feedback_interval", 1)
+        if options.feedback_interval is None
+        else options.feedback_interval,
         **_subject(arguments, checkpoint, walks),
         **recall.record,
         **provenance("training.evaluate", argv),
@@ -145,6 +148,8 @@ def _load(arguments: Arguments) -> tuple[Checkpoint, WorldModel, int]:
     model = model_type(checkpoint.config).from_weights(
         checkpoint.config, checkpoint.tensors, resolve_device(device), arguments.checkpoint
     )
+    if (interval := arguments.recall.feedback_interval) is not None:
+        model.config = dataclasses.replace(model.config, feedback_interval=interval)
     return checkpoint, model, arguments.batch_size or (64 if model.device.type == "cuda" else 8)
 
 

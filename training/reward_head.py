@@ -59,8 +59,7 @@ def _rewards_from_noise(
         rewards.append(prediction.reward)
         # The imagined frame is not in memory yet; the real one takes its place. Equal to `denoise`, then `advance`.
         assert state.pending is not None
-        newest = dataclasses.replace(state.pending, frame=frames_to_model(frames[:, t]))
-        state = dataclasses.replace(state, pending=newest)
+        state = dataclasses.replace(state, pending=state.pending.corrected(frames_to_model(frames[:, t])))
     return torch.stack(rewards, dim=1).cpu()
 
 

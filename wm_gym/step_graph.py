@@ -12,17 +12,18 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from wm_gym.array_typing import Action, Frame, ModelFrame, Pose, RowCount
 from wm_gym.codec import frames_to_model, model_to_frames
-from wm_gym.flow import euler_update, linear_schedule
+from wm_gym.flow import euler_update, expand_level, linear_schedule
 from wm_gym.nn.checks import check_actions, check_pose
 from wm_gym.nn.state import ModelState
 from wm_gym.ops import step as ops
 from wm_gym.step_memory import StepMemory
 from wm_gym.step_network import NetworkOutput, StepNetwork
-from wm_gym.world_model import WorldModel, WorldModelConfig
+from wm_gym.world_model import WorldModel, WorldModelConfig, feedback_level
 
 _T = TypeVar("_T")
 _NUM_WARM_UPS = 3  # kernels are compiled and libraries make their workspaces before anything is captured
@@ -92,7 +93,7 @@ class StepGraph:
             self._network = StepNetwork(model, dtype, self.backend)
             self._reward_values = model.reward_values.clone()
             self._first_level = schedule[0]
-            self._first_levels = self._network.embed_levels((0.0, schedule[0]))
+            self._end_levels = self._network.embed_levels((0.0, 1.0))  # of a frame that is kept, and of pure noise
             self._later_levels = [self._network.embed_levels((level,)) for _, level in self._changes]
             self._has_action = torch.ones(batch_size, dtype=torch.bool, device=device)
             self._action = torch.zeros_like(self.memory.action)
@@ -201,8 +202,10 @@ class StepGraph:
         poses = () if memory.pose is None or self._pose is None else (memory.pose, self._pose)
         has_action = torch.stack([memory.has_action, self._has_action], dim=1)
         condition = self._network.embed_actions((memory.action, self._action), has_action, poses)
-        frames = torch.stack([memory.frame, self._shown(noise, self._first_level)], dim=1)
-        output = self._network(frames, condition + self._first_levels, memory, 1, poses)
+        entering = memory.frame * (1 - expand_level(memory.noise_level, memory.frame))
+        frames = torch.stack([entering, self._shown(noise, self._first_level)], dim=1)
+        levels = F.embedding(F.pad(memory.noise_level[:, None], (0, 1), value=1.0).long(), self._end_levels)
+        output = self._network(frames, condition + levels, memory, 1, poses)
         memory.num_committed += 1
         self.noise_counters += 1
         noisy = noise
@@ -223,6 +226,7 @@ class StepGraph:
         memory.frame.copy_(frames_to_model(frame))
         memory.action.copy_(self._action)
         memory.has_action.fill_(True)
+        memory.noise_level.copy_(feedback_level(memory.num_committed, self.config.feedback_interval))
         if memory.pose is not None and self._pose is not None:
             memory.pose.copy_(self._pose)
         if memory.odometry is not None:

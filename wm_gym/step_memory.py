@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wm_gym.array_typing import RowCount
+from wm_gym.array_typing import ModelFrame, RowCount
 from wm_gym.nn.block_scan import CONV_TAPS
 from wm_gym.nn.config import WorldModelConfig
 from wm_gym.nn.odometry import odometry_state_size
@@ -38,8 +38,9 @@ class StepMemory:
 
     Attributes:
         layers: views of the buffers, one per layer.
-        frame, action, has_action, pose, odometry: the pending frame, as in :class:`wm_gym.nn.state.PendingFrame`;
-            ``pose`` is None unless the model is conditioned on poses, ``odometry`` unless it has odometry.
+        frame, action, has_action, noise_level, pose, odometry: the pending frame, as in
+            :class:`wm_gym.nn.state.PendingFrame`; ``pose`` is None unless the model is conditioned on poses,
+            ``odometry`` unless it has odometry.
         num_committed: frames in memory, ``[B]``.
 
     Args:
@@ -94,6 +95,7 @@ class StepMemory:
         else:
             self.action = buffer(1, c.action_size, dtype=torch.float32)[0]
         self.has_action = buffer(1, dtype=torch.bool)[0]
+        self.noise_level = buffer(1, dtype=torch.float32)[0]
         self.pose = buffer(1, c.pose_size, dtype=torch.float32)[0] if c.pose_size else None
         self.odometry = buffer(1, odometry_state_size(c), dtype=torch.float32)[0] if c.odometry else None
         self.num_committed = buffer(1, dtype=torch.int64)[0]
@@ -155,6 +157,7 @@ class StepMemory:
             (self.frame, pending.frame),
             (self.action, pending.action),
             (self.has_action, pending.has_action),
+            (self.noise_level, pending.noise_level),
             (self.num_committed, state.num_committed),
         ]
         if self.pose is not None and pending.pose is not None:
@@ -185,8 +188,16 @@ class StepMemory:
             for own in self.layers
         )
         pose, odometry = (None if part is None else part[rows] for part in (self.pose, self.odometry))
-        pending = PendingFrame(self.frame[rows], self.action[rows], self.has_action[rows], pose, odometry)
+        pending = PendingFrame(
+            self.frame[rows], self.action[rows], self.has_action[rows], self.noise_level[rows], pose, odometry
+        )
         return ModelState(layers, num_committed, pending)
+
+    @torch.no_grad()
+    def correct(self, frame: ModelFrame) -> None:
+        """Put real frames ``[B, C, H, W]`` in place of the newest ones; they will enter memory as they are."""
+        self.frame.copy_(frame)
+        self.noise_level.zero_()
 
     @torch.no_grad()
     def copy_rows(self, rows: Tensor, source: StepMemory, source_rows: Tensor) -> None:

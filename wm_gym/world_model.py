@@ -23,6 +23,7 @@ from wm_gym.array_typing import (
     OdometryState,
     Pose,
     Poses,
+    RowCount,
 )
 from wm_gym.checkpoint import load_checkpoint, resolve_device
 from wm_gym.codec import frames_to_model, quantize
@@ -33,7 +34,7 @@ from wm_gym.nn.config import WorldModelConfig
 from wm_gym.nn.odometry import Odometry
 from wm_gym.nn.state import LayerState, ModelState, PendingFrame
 
-__all__ = ["ModelState", "Output", "Prediction", "WorldModel", "WorldModelConfig"]
+__all__ = ["ModelState", "Output", "Prediction", "WorldModel", "WorldModelConfig", "feedback_level"]
 
 _PREFILL_FRAMES = 128  # frames of context per parallel pass; bounds the memory that a long context takes
 
@@ -161,7 +162,8 @@ class WorldModel(nn.Module):
             part = slice(start, min(start + _PREFILL_FRAMES, length))
             clean, led = frames_to_model(frames[:, part]), actions[:, part]
             poses, odometry = self._locate(state, clean, led, None if pose is None else pose[:, part])
-            state = self._append(state, PendingFrame(clean, led, has_action[:, part], poses), odometry)
+            levels = torch.zeros_like(led[..., 0] if led.ndim > 2 else led, dtype=torch.float32)
+            state = self._append(state, PendingFrame(clean, led, has_action[:, part], levels, poses), odometry)
         return state
 
     def denoise(
@@ -179,8 +181,8 @@ class WorldModel(nn.Module):
             action: taken at the newest frame, ``[B]`` int64 or ``[B, A]`` float.
             pose: pose of the frame to come, ``[B, P]``; None to a model with odometry, which tells it then.
         """
-        noisy = self._next_frame(state, noisy_frame, action, pose)
-        return self._predict(state, noisy, noise_level, num_committed=0)[0]
+        noisy = self._next_frame(state, noisy_frame, noise_level, action, pose)
+        return self._predict(state, noisy, num_committed=0)[0]
 
     def advance(
         self, state: ModelState, frame: Frame | ModelFrame, action: Action, pose: Pose | None = None
@@ -195,7 +197,7 @@ class WorldModel(nn.Module):
         clean = frames_to_model(frame) if frame.dtype == torch.uint8 else quantize(frame)
         if state.pending is None:
             raise ValueError("the state has seen no frame yet; call prefill with at least one real frame first.")
-        fresh = self._next_frame(state, clean, action, pose)
+        fresh = self._next_frame(state, clean, clean.new_zeros(state.batch_size), action, pose)
         return self._append(state, fresh.with_time(), fresh.odometry)
 
     def step(
@@ -223,26 +225,25 @@ class WorldModel(nn.Module):
             The prediction and the state that has it as its newest frame.
         """
         schedule = linear_schedule(num_denoising_steps)
-        noisy = self._next_frame(state, self._noise(state.batch_size, noise), action, pose)
-        level = noisy.frame.new_ones(state.batch_size)
-        prediction, layers = self._predict(state, noisy, level, num_committed=1)
+        frame = self._noise(state.batch_size, noise)
+        noisy = self._next_frame(state, frame, frame.new_ones(state.batch_size), action, pose)
+        prediction, layers = self._predict(state, noisy, num_committed=1)
         committed = ModelState(layers, state.num_committed + 1)
         for before, now in itertools.pairwise(schedule[:-1]):
             frame = euler_update(noisy.frame, prediction.frame, before, now)
-            noisy = dataclasses.replace(noisy, frame=frame)
-            prediction, _ = self._predict(committed, noisy, level * now, num_committed=0)
-        newest = dataclasses.replace(noisy, frame=quantize(prediction.frame))
+            noisy = dataclasses.replace(noisy, frame=frame, noise_level=torch.full_like(noisy.noise_level, now))
+            prediction, _ = self._predict(committed, noisy, num_committed=0)
+        enters = feedback_level(committed.num_committed, self.config.feedback_interval)
+        newest = dataclasses.replace(noisy, frame=quantize(prediction.frame), noise_level=enters)
         return prediction, ModelState(committed.layers, committed.num_committed, newest)
 
     def _append(self, state: ModelState, fresh: PendingFrame, odometry: OdometryState | None) -> ModelState:
-        """Take in T clean frames, a sequence: all enter memory but the last, which becomes pending, with `odometry`."""
+        """Take in T frames, a sequence: all enter memory but the last, which becomes pending, with `odometry`."""
         sequence = fresh if state.pending is None else state.pending.with_time().followed_by(fresh)
         num_committed = sequence.frame.shape[1] - 1
         layers = state.layers
         if num_committed:
-            clean = sequence.frame.new_zeros(sequence.frame.shape[:2])
-            entering = sequence.at_time(slice(0, num_committed))
-            layers = self._run(state, entering, clean[:, :num_committed], num_committed)[1]
+            layers = self._run(state, sequence.at_time(slice(0, num_committed)), num_committed)[1]
         newest = dataclasses.replace(sequence.at_time(-1), odometry=odometry)
         return ModelState(layers, state.num_committed + num_committed, newest)
 
@@ -276,14 +277,13 @@ class WorldModel(nn.Module):
         return poses[:, -frames.shape[1] :], carried
 
     def _predict(
-        self, state: ModelState, noisy: PendingFrame, level: NoiseLevel, num_committed: int
+        self, state: ModelState, noisy: PendingFrame, num_committed: int
     ) -> tuple[Prediction, tuple[LayerState, ...]]:
         """Run the pending frame, if there is one, and then the noisy frame; return what is said of the latter."""
-        sequence, levels = noisy.with_time(), level[:, None]
+        sequence = noisy.with_time()
         if state.pending is not None:
             sequence = state.pending.with_time().followed_by(sequence)
-            levels = torch.cat([torch.zeros_like(levels), levels], dim=1)
-        output, layers = self._run(state, sequence, levels, num_committed)
+        output, layers = self._run(state, sequence, num_committed)
         reward_logits, termination_logits = output.reward_logits[:, -1], output.termination_logits[:, -1]
         reward = self.reward_values[reward_logits.argmax(-1)]
         prediction = Prediction(
@@ -292,13 +292,13 @@ class WorldModel(nn.Module):
         return prediction, layers
 
     def _run(
-        self, state: ModelState, sequence: PendingFrame, levels: NoiseLevels, num_committed: int
+        self, state: ModelState, sequence: PendingFrame, num_committed: int
     ) -> tuple[Output, tuple[LayerState, ...]]:
         on_gpu = self.device.type == "cuda"
         with torch.autocast("cuda", torch.bfloat16) if on_gpu else contextlib.nullcontext():
             return self.backbone(
                 sequence.frame,
-                levels,
+                sequence.noise_level,
                 sequence.action,
                 sequence.has_action,
                 sequence.pose,
@@ -307,7 +307,9 @@ class WorldModel(nn.Module):
                 num_committed,
             )
 
-    def _next_frame(self, state: ModelState, frame: ModelFrame, action: Action, pose: Pose | None) -> PendingFrame:
+    def _next_frame(
+        self, state: ModelState, frame: ModelFrame, noise_level: NoiseLevel, action: Action, pose: Pose | None
+    ) -> PendingFrame:
         batch = state.batch_size
         check_model_frame(self.config, frame, batch)
         if state.pending is None:
@@ -316,7 +318,8 @@ class WorldModel(nn.Module):
         check_pose(self.config, pose, (batch,))
         has_action = torch.ones(batch, dtype=torch.bool, device=frame.device)
         poses, odometry = self._locate(state, frame[:, None], action[:, None], None if pose is None else pose[:, None])
-        return PendingFrame(frame, action, has_action, None if poses is None else poses[:, 0], odometry)
+        newest_pose = None if poses is None else poses[:, 0]
+        return PendingFrame(frame, action, has_action, noise_level, newest_pose, odometry)
 
     def _noise(self, batch_size: int, source: Generator | Sequence[Generator] | ModelFrame) -> ModelFrame:
         c = self.config
@@ -333,3 +336,15 @@ class WorldModel(nn.Module):
         else:
             raise ValueError(f"{len(source)} generators given for {batch_size} rows; give one, or one per row.")
         return noise.to(self.device)
+
+
+def feedback_level(index: RowCount, interval: int) -> NoiseLevel:
+    """Noise level at which a dreamed frame enters memory: 0 every `interval` frames, else 1; see `WorldModelConfig`.
+
+    Args:
+        index: number of the frame since the first one of its dream, context included, int64 ``[B]``.
+        interval: 1: every frame enters as it is; 0: none does.
+    """
+    if interval == 0:
+        return torch.ones_like(index, dtype=torch.float32)
+    return (index % interval != 0).float()

@@ -34,6 +34,8 @@ class RecallOptions:
     feedback: Feedback = "dreamed"
     """dreamed: the model goes on from its own frames, as an environment does. real: every frame is predicted from the
     real frames before it, so that recall is measured without drift."""
+    feedback_interval: int | None = None
+    """Every how many frames a dreamed one enters memory; None: as the checkpoint says (`WorldModelConfig`)."""
     rollouts: Path | None = None
     """Store of the real walks; what it lacks is recorded into it. None: a folder beside the JSON file."""
     recording: Annotated[RecordingOptions, tyro.conf.arg(name="")] = field(default_factory=RecordingOptions)

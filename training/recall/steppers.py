@@ -58,7 +58,7 @@ class GraphStepper:
 
     def correct(self, frame: Frame) -> None:
         """See `Stepper`."""
-        self._graph.memory.frame.copy_(frames_to_model(frame[self._filled]))
+        self._graph.memory.correct(frames_to_model(frame[self._filled]))
 
 
 class StateStepper:
@@ -83,5 +83,4 @@ class StateStepper:
     def correct(self, frame: Frame) -> None:
         """See `Stepper`."""
         assert self._state.pending is not None
-        pending = dataclasses.replace(self._state.pending, frame=frames_to_model(frame))
-        self._state = dataclasses.replace(self._state, pending=pending)
+        self._state = dataclasses.replace(self._state, pending=self._state.pending.corrected(frames_to_model(frame)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 # What checkpoints of earlier versions lack; the defaults are what those versions did.
-_NEWER_FIELDS = {"num_scan_groups", "pose_kind", "hide_noise", "odometry"}
+_NEWER_FIELDS = {"num_scan_groups", "pose_kind", "hide_noise", "feedback_interval", "odometry"}
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class WorldModelConfig:
             and also tells each token the direction that it looks in.
         hide_noise: whether a frame at noise level l enters the network times 1 - l, so that pure noise is a question
             and nothing else.
+        feedback_interval: every how many frames one that was dreamed enters memory; the others enter as pure noise, so
+            that nothing of them is kept and no error is built upon. 1: all enter; 0: none. Real frames always do.
         odometry: whether the model predicts the pose of the next frame from its action where none is given.
         reward_values: the rewards that the head tells apart.
     """
@@ -55,6 +57,7 @@ class WorldModelConfig:
     pose_size: int = 0
     pose_kind: Literal["vector", "planar"] = "vector"
     hide_noise: bool = False
+    feedback_interval: int = 1
     odometry: bool = False
     reward_values: tuple[float, ...] = (0.0, 1.0)
 
@@ -84,6 +87,11 @@ class WorldModelConfig:
             raise ValueError(
                 "planar poses and odometry need pose_kind 'planar' and pose_size 4 (x, y, cos heading, sin heading), "
                 f"got {self.pose_kind!r} and {self.pose_size}."
+            )
+        if self.feedback_interval < 0 or (self.feedback_interval != 1 and not self.hide_noise):
+            raise ValueError(
+                "feedback_interval must be at least 0, and needs hide_noise unless it is 1, got "
+                f"{self.feedback_interval} and hide_noise {self.hide_noise}."
             )
         if self.width % self.num_attention_heads or (self.width // self.num_attention_heads) % 2:
             raise ValueError(

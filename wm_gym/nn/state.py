@@ -10,7 +10,18 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from wm_gym.array_typing import Action, ConvState, KVCache, ModelFrame, OdometryState, Pose, RowCount, RowMask, SSMState
+from wm_gym.array_typing import (
+    Action,
+    ConvState,
+    KVCache,
+    ModelFrame,
+    NoiseLevel,
+    OdometryState,
+    Pose,
+    RowCount,
+    RowMask,
+    SSMState,
+)
 
 T = TypeVar("T")
 
@@ -38,6 +49,7 @@ class PendingFrame:
         frame: in [-1, 1].
         action: the action that led to it; anything where ``has_action`` is False.
         has_action: False for the first frame of a dream.
+        noise_level: that at which it enters memory: 0 keeps it, 1 keeps nothing of it (`feedback_interval`).
         pose: its pose, if the model is conditioned on poses.
         odometry: what the pose of the next frame is told from, beside this frame, if the model has odometry. A sequence
             of frames has none.
@@ -46,8 +58,13 @@ class PendingFrame:
     frame: ModelFrame
     action: Action
     has_action: RowMask
+    noise_level: NoiseLevel
     pose: Pose | None
     odometry: OdometryState | None = None
+
+    def corrected(self, frame: ModelFrame) -> PendingFrame:
+        """The same with a real frame in place of a dreamed one; it enters memory as it is."""
+        return dataclasses.replace(self, frame=frame, noise_level=torch.zeros_like(self.noise_level))
 
     def with_time(self) -> PendingFrame:
         """The same with an axis of one time step, ``[B, 1, …]``: a sequence of one frame."""
@@ -145,10 +162,13 @@ class ModelState:
             )
             pending = None
             if any(key.startswith("pending.") for key in tensors):
+                has_action = tensors["pending.has_action"]
                 pending = PendingFrame(
                     tensors["pending.frame"],
                     tensors["pending.action"],
-                    tensors["pending.has_action"],
+                    has_action,
+                    # States of earlier versions have none; there every frame entered as it was.
+                    tensors.get("pending.noise_level", torch.zeros(has_action.shape, device=has_action.device)),
                     tensors.get("pending.pose"),
                     tensors.get("pending.odometry"),
                 )
