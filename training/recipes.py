@@ -159,6 +159,7 @@ def memory_maze_9x9_pose() -> Recipe:
             pose_size=4,
             pose_kind="planar",
             hide_noise=True,
+            feedback_interval=4,
         ),
         loss=LossConfig(revisit_probability=0.5, noise_after_prefix=0.5),
         stages=(
@@ -167,6 +168,39 @@ def memory_maze_9x9_pose() -> Recipe:
             Stage(length=800, batch_size=4, fraction=0.25, self_context=0.5),
         ),
         memory_frames=(16.0, 8000.0),
+        optimizer="muon",
+    )
+
+
+def memory_maze_9x9_pose_continued() -> Recipe:
+    """Goes on from a checkpoint of `memory_maze_9x9_pose` (``--init``): mostly what is to be told from memory alone.
+
+    A dream mostly sees pure noise behind its context, and every fourth of its own frames (`feedback_interval`); so do
+    most sequences here, and from the last stage's the model has to go on with its own frames.
+    """
+    recipe = memory_maze_9x9_pose()
+    return dataclasses.replace(
+        recipe,
+        loss=LossConfig(prefix_probability=0.75, revisit_probability=0.4, noise_after_prefix=0.7, own_generations=1),
+        stages=(
+            Stage(length=400, batch_size=8, fraction=0.25),
+            Stage(length=800, batch_size=4, fraction=0.45),
+            Stage(length=800, batch_size=4, fraction=0.3, self_context=0.5),
+        ),
+        learning_rate=1.2e-3,
+        warmup_steps=100,
+        decay_fraction=0.8,
+    )
+
+
+def memory_maze_9x9_comparison() -> Recipe:
+    """What the rows of the comparison are trained by: `memory_maze_9x9_pose` on segments of 400 frames, for minutes."""
+    return dataclasses.replace(
+        memory_maze_9x9_pose(),
+        stages=(Stage(length=400, batch_size=8, fraction=1.0),),
+        steps=2000,
+        warmup_steps=100,
+        decay_fraction=0.8,
     )
 
 
@@ -257,9 +291,17 @@ ROWS: dict[str, Callable[[Recipe], Recipe]] = {
     )
 }
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    recipe.__name__: recipe for recipe in (memory_maze_9x9, memory_maze_9x9_continued, memory_maze_9x9_pose, tiny)
+    recipe.__name__: recipe
+    for recipe in (
+        memory_maze_9x9,
+        memory_maze_9x9_continued,
+        memory_maze_9x9_pose,
+        memory_maze_9x9_pose_continued,
+        memory_maze_9x9_comparison,
+        tiny,
+    )
 }
-ROW_BASE = memory_maze_9x9_pose.__name__  # of the rows, unless --base names another
+ROW_BASE = memory_maze_9x9_comparison.__name__  # of the rows, unless --base names another
 
 
 def make_recipe(name: str, base: str = "") -> Recipe:

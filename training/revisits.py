@@ -37,10 +37,10 @@ def no_turns(batch_size: int, length: int, device: torch.device) -> Turns:
 
 
 def turn_round(batch: Batch, probability: float, generator: torch.Generator) -> tuple[Batch, Turns]:
-    """Lets each sequence turn round with a probability, somewhere between its middle and its third quarter.
+    """Lets each sequence turn round with a probability: half of these in the middle, others up to the third quarter.
 
-    The frame at the turn is shown twice. Actions of the way back are those that led the other way; its rewards and
-    terminations mean nothing.
+    Only a turn in the middle leads back to the oldest frames. The frame at the turn is shown twice. Actions of the way
+    back are those that led the other way; its rewards and terminations mean nothing.
 
     Args:
         batch: of T frames, on the generator's device.
@@ -48,6 +48,7 @@ def turn_round(batch: Batch, probability: float, generator: torch.Generator) -> 
     size, length = batch.frames.shape[:2]
     device = batch.frames.device
     turns, position = torch.rand(2, size, generator=generator, device=device)
+    position = (2 * position - 1).clamp(min=0)
     shortest, longest = (length + 1) // 2, max(3 * length // 4, (length + 1) // 2)
     first = shortest + (position * (longest + 1 - shortest)).long().clamp(max=longest - shortest)
     first = torch.where(turns < probability, first, length)

@@ -233,7 +233,7 @@ class WorldModel(nn.Module):
             frame = euler_update(noisy.frame, prediction.frame, before, now)
             noisy = dataclasses.replace(noisy, frame=frame, noise_level=torch.full_like(noisy.noise_level, now))
             prediction, _ = self._predict(committed, noisy, num_committed=0)
-        enters = feedback_level(committed.num_committed, self.config.feedback_interval)
+        enters = feedback_level(committed.num_committed, self.config.feedback_interval).to(self.device)
         newest = dataclasses.replace(noisy, frame=quantize(prediction.frame), noise_level=enters)
         return prediction, ModelState(committed.layers, committed.num_committed, newest)
 

@@ -31,6 +31,9 @@ def test_frames_and_poses_return_in_reverse_from_the_turn_on() -> None:
     assert torch.equal(batch.pose[..., 0].long(), shown)
     assert torch.equal(turns.is_revisit, torch.arange(T) >= turns.first_revisit[:, None])
     assert turns.first_revisit.unique().tolist() == [7, 8, 9], "from the middle to the third quarter"
+    assert 0.45 <= (turns.first_revisit == 7).float().mean() <= 0.85, (
+        "half of them in the middle, and a third of the others"
+    )
 
 
 def test_the_actions_of_the_way_back_are_those_that_led_the_other_way() -> None:
