@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.tiny import save_tiny_checkpoint
+from tests.tiny import save_tiny_checkpoint, tiny_model
 from tests.toy_store import make_toy_store
 from training import trainer
 from training.dataset import EpisodeDataset
@@ -277,6 +277,14 @@ def test_a_run_can_start_from_exported_weights_of_the_same_model(store: Path, tm
     other = save_tiny_checkpoint(tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"another model \(.*window=3"):
         run(store, tmp_path / "third", "--init", str(other))
+
+
+def test_a_run_may_take_in_its_own_frames_more_rarely_than_the_one_that_it_starts_from(tmp_path: Path) -> None:
+    first = tiny_model(hide_noise=True)
+    model = tiny_model(seed=1, hide_noise=True, feedback_interval=3)
+    trainer.load_initial_weights(model, str(save_tiny_checkpoint(tmp_path / "first.safetensors", first)))
+    assert model.config.feedback_interval == 3
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), model.parameters(), strict=True))
 
 
 def test_mazes_of_the_first_run_still_count_as_trained_on_after_the_second(store: Path, tmp_path: Path) -> None:
