@@ -109,7 +109,7 @@ def _cost(error: Tensor) -> Tensor:
 def spoilt(frames: ModelFrames, fraction: float, generator: torch.Generator) -> ModelFrames:
     """Windows ``[B, T, C, H, W]``, a fraction of them blurred and with noise, each as strongly as it is drawn."""
     count = round(fraction * len(frames))
-    # The first ones: windows are drawn in no order, and a GPU would have to be waited for to know which ones others are.
+    # The first ones, for windows are drawn in no order; others would have to be counted, and a GPU waited for.
     clear = frames[:count]
     blur, noise = torch.rand(2, count, 1, 1, 1, 1, generator=generator, device=frames.device)
     blurred = F.avg_pool2d(clear.flatten(0, 1), 5, 1, 2, count_include_pad=False).view_as(clear)

@@ -115,9 +115,9 @@ def test_odometry_learns_to_move_and_to_stop_at_walls() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         odometry = Odometry(config())
-    training = OdometryTraining(steps=250, batch_size=16, length=9, learning_rate=1e-2, spoilt_fraction=0.0)
+    training = OdometryTraining(steps=400, batch_size=16, length=9, learning_rate=1e-2, spoilt_fraction=0.0)
     corridors: Any = Corridors()
-    assert train_odometry(odometry, corridors, training) == 250
+    assert train_odometry(odometry, corridors, training) == 400
     walks = corridors.sample(64, 21, torch.Generator().manual_seed(1))
     start = odometry.initial_state(64, torch.device("cpu")), frames_to_model(walks.frames[:, :-1]), walks.actions
     with torch.no_grad():

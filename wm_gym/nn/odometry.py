@@ -25,6 +25,7 @@ _PAIR_CHANNELS = (48, 48, 64)  # of those over two frames
 _SHIFT = 4  # cells of a view, to both sides: a quick turn moves the picture by 17 of 64 pixels
 _PAST_ACTIONS = 3  # before the newest one; friction makes free motion more than linear in the last two motions
 _WIDTH = 64
+_FIRST_SHARPNESS = 10.0  # of the choice among shifts, by how well they fit
 _FIRST_TRUST = -2.0  # logit; eyes have to be trained before they are of use
 _MOTION_SCALE = 5.0  # motions are fractions of a cell and of a radian; inputs should be of order 1
 _RECENT = 2 * MOTION_SIZE  # numbers in the two motions that are remembered
@@ -75,18 +76,20 @@ class Odometry(nn.Module):
         )
         self._view_shape = _view_shape(config)
         wide, middle, deep = _PAIR_CHANNELS
+        shifts = 2 * _SHIFT + 1
         self.pair = nn.Sequential(
-            nn.Conv2d(2 * third + 2 * _SHIFT + 1, wide, 3, 2, 1),
+            nn.Conv2d(2 * third + shifts, wide, 3, 2, 1),
             nn.SiLU(),
             nn.Conv2d(wide, middle, 3, 1, 1),
             nn.SiLU(),
             nn.Conv2d(middle, deep, 3, 2, 1),
             nn.SiLU(),
             nn.Flatten(),
-            nn.Linear(deep * math.ceil(self._view_shape[1] / 4) * math.ceil(self._view_shape[2] / 4), _WIDTH),
         )
+        _, rows, columns = self._view_shape
+        self.sharpness = nn.Parameter(torch.tensor(_FIRST_SHARPNESS))
+        self.compare = nn.Linear(deep * math.ceil(rows / 4) * math.ceil(columns / 4) + shifts * columns, _WIDTH)
         past = _PAST_ACTIONS * config.action_size
-        self.expect = nn.Linear(past, _WIDTH, bias=False)
         self.enter = nn.Linear(_WIDTH + past + config.action_size + 1, _WIDTH)
         self.recur = nn.Linear(_INPUTS, _WIDTH, bias=False)
         self.hidden = nn.Linear(_WIDTH, _WIDTH)
@@ -100,6 +103,9 @@ class Odometry(nn.Module):
                 for parameter in layer.parameters():
                     parameter.mul_(0.1)
             self.out_action.bias[:MOTION_SIZE] = _FIRST_TRUST
+            # Small innovations are large surprises: untrained, the recursion would multiply rounding errors.
+            for layer in (self.recur, self.out_recent):
+                layer.weight[:, _RECENT:] *= 0.1
 
     def initial_state(self, batch_size: int, device: torch.device) -> OdometryState:
         """That of the first frame of a dream: at rest, nothing seen before."""
@@ -149,16 +155,27 @@ class Odometry(nn.Module):
     def look(self, state: OdometryState, frames: ModelFrames, actions: Actions) -> Looked:
         """All that needs no recursion; arguments as of `follow`."""
         batch, length = frames.shape[:2]
-        views = self.view(frames.flatten(0, 1).float()).view(batch, length, *self._view_shape)
+        views = _normalized(self.view(frames.flatten(0, 1).float())).view(batch, length, *self._view_shape)
         first = state[:, -math.prod(self._view_shape) :].view(batch, 1, *self._view_shape)
-        pairs = _compared(torch.cat([first, views[:, :-1]], dim=1).flatten(0, 1), views.flatten(0, 1))
+        compared = self._compare(torch.cat([first, views[:, :-1]], dim=1).flatten(0, 1), views.flatten(0, 1))
+        compared = compared.view(batch, length, -1)
         history = self._history(state, actions)
-        expected = self.expect(history[..., : -self.config.action_size])
-        compared = F.silu(self.pair(pairs).view(batch, length, -1) + expected)
         has_previous = torch.cat([state[:, None, _RECENT : _RECENT + 1], state.new_ones(batch, length - 1, 1)], dim=1)
         hidden = self.enter(torch.cat([compared, history, has_previous], dim=-1))
         seen = self.seen(compared)
         return Looked(hidden, self.out_action(history), seen, has_previous, views.flatten(2))
+
+    def _compare(self, before: Tensor, views: Tensor) -> Tensor:
+        """What two views ``[N, C, H, W]`` beside each other show, ``[N, width]``.
+
+        How well a cell fits those of the view before, when these are shifted sideways, tells the turn; how columns
+        differ in that tells the way forward.
+        """
+        shifted = F.pad(before, (_SHIFT, _SHIFT)).unfold(3, views.shape[3], 1)  # [N, C, H, shifts, W]
+        fit = (shifted * views.unsqueeze(3)).mean(1).transpose(1, 2)  # [N, shifts, H, W]
+        columns = (fit.mean(2) * self.sharpness).softmax(1).flatten(1)
+        pair = self.pair(torch.cat([before, views, fit], dim=1))
+        return F.silu(self.compare(torch.cat([pair, columns], dim=1)))
 
     def motions(self, state: OdometryState, looked: Looked) -> tuple[Motions, Motions, Tensor]:
         """The recursion with gradients; see :func:`wm_gym.ops.odometry.odometry_motions`."""
@@ -214,8 +231,6 @@ def _view_shape(config: WorldModelConfig) -> tuple[int, int, int]:
     return _CHANNELS[-1], rows, columns
 
 
-def _compared(before: Tensor, views: Tensor) -> Tensor:
-    """Two views ``[N, C, H, W]``, and how well they fit each other when one is shifted sideways, for every cell."""
-    shifted = F.pad(before, (_SHIFT, _SHIFT)).unfold(3, views.shape[3], 1)  # [N, C, H, shifts, W]
-    fit = (shifted * views.unsqueeze(3)).sum(1) * views.shape[1] ** -0.5
-    return torch.cat([F.silu(before), F.silu(views), fit.transpose(1, 2)], dim=1)
+def _normalized(views: Tensor) -> Tensor:
+    """Views ``[N, C, H, W]`` with cells of about the same length, so that their products tell how alike they are."""
+    return views * (views.square().mean(1, keepdim=True) + 1e-2).rsqrt()
