@@ -17,7 +17,7 @@ from tests.tiny import DISCRETE, make_tiny_clips, save_tiny_checkpoint, save_tin
 from wm_gym.codec import frames_to_model, model_to_frames
 from wm_gym.nn.odometry import Odometry
 from wm_gym.ops.step import frame_noise
-from wm_gym.poses import relative_to_first
+from wm_gym.poses import motion_between, relative_to_first
 from wm_gym.world_model import ModelState, WorldModel
 from wm_gym.wrappers import FrameReader
 
@@ -241,3 +241,35 @@ def test_a_real_environments_memory_reads_frames_by_odometry(model: WorldModel, 
     )
     assert reader.state is not None
     assert_same_state(reader.state, whole, 1e-4)
+
+
+def test_motions_are_the_same_with_gradients_which_do_not_go_back_in_time() -> None:
+    model = tiny_model(**PLANAR, odometry=True)
+    odometry = model.odometry
+    assert odometry is not None
+    frames, actions = clip()
+    state = odometry.initial_state(2, torch.device("cpu"))
+    looked = odometry.look(state, frames_to_model(frames[:, :-1]), actions)
+    with torch.no_grad():
+        expected = odometry.motions(state, looked)
+    told = odometry.motions(state, looked)
+    for mine, theirs in zip(told, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+    (gradient,) = torch.autograd.grad(told[1][:, 4].sum(), looked.hidden)
+    assert gradient[:, 4].abs().min() > 0
+    assert gradient[:, :4].abs().max() == 0
+
+
+def test_given_poses_leave_the_actions_in_memory(model: WorldModel) -> None:
+    odometry = model.odometry
+    assert odometry is not None
+    frames, actions = clip()
+    start = odometry.initial_state(2, torch.device("cpu"))
+    poses, followed = odometry.follow(start, frames_to_model(frames[:, :-1]), actions, torch.eye(4)[[2, 2]])
+    given = odometry.given(start, torch.cat([torch.eye(4)[[2, 2]][:, None], poses], dim=1), actions)
+    one_hot = torch.nn.functional.one_hot(actions[:, -3:], 3).float().flatten(1)
+    assert torch.equal(followed[:, 7:16], one_hot)
+    assert torch.equal(given[:, 7:16], one_hot)
+    torch.testing.assert_close(
+        given[:, :6].view(2, 2, 3)[:, 0], motion_between(poses[:, -2], poses[:, -1]), rtol=0, atol=1e-5
+    )

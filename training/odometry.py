@@ -145,6 +145,7 @@ def _train(odometry: Odometry, model: _Model, arguments: OdometryArguments, devi
             f"{arguments.data} has poses of size {dataset.pose.shape[1]}; odometry learns from planar ones."
         )
     begin = time.monotonic()
+    torch.backends.cudnn.benchmark = True  # every step is of the same shapes
     steps = train_odometry(odometry, dataset, arguments.training)
     return {
         "steps": steps,

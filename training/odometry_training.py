@@ -15,9 +15,11 @@ from training.dataset import EpisodeDataset
 from wm_gym.array_typing import ModelFrames
 from wm_gym.codec import frames_to_model
 from wm_gym.nn.odometry import Odometry
-from wm_gym.poses import motion_between
+from wm_gym.poses import MOTION_SIZE, motion_between
 
-ERROR_SCALE = 0.005  # cells and radians; errors that are much larger count in proportion, not squared
+ERROR_SCALE = 0.002  # cells; errors that are much larger count in proportion, not squared
+TURN_WEIGHT = 2.0  # cells for a radian: a turn that is off leads astray with every step that follows
+LARGE_ERROR = 50.0  # in units of ERROR_SCALE, as contacts make them; these count in part squared
 WARM_UP = 0.02  # of the training
 
 
@@ -37,8 +39,7 @@ class OdometryTraining:
 def train_odometry(odometry: Odometry, dataset: EpisodeDataset, training: OdometryTraining) -> int:
     """Trains in place and returns the number of steps; a dataset on a GPU must be on the network's."""
     device = next(odometry.parameters()).device
-    generator = torch.Generator().manual_seed(training.seed)
-    noise = torch.Generator(device).manual_seed(training.seed)
+    generator = torch.Generator(device).manual_seed(training.seed)  # on the device, so that nothing waits for it
     optimizer = torch.optim.AdamW(odometry.parameters(), training.learning_rate, weight_decay=0.01)
     begin, step = time.monotonic(), 0
     with tqdm(total=training.steps, unit="step", desc="training odometry", disable=None) as bar:
@@ -47,7 +48,7 @@ def train_odometry(odometry: Odometry, dataset: EpisodeDataset, training: Odomet
             for group in optimizer.param_groups:
                 group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * done))
             batch = dataset.sample(training.batch_size, training.length, generator)
-            frames = spoilt(frames_to_model(batch.frames.to(device)), training.spoilt_fraction, noise)
+            frames = spoilt(frames_to_model(batch.frames.to(device)), training.spoilt_fraction, generator)
             loss = odometry_loss(odometry, frames, batch.actions.to(device), batch.pose.to(device))
             optimizer.zero_grad()
             loss.backward()
@@ -79,27 +80,38 @@ def odometry_loss(odometry: Odometry, frames: ModelFrames, actions: Tensor, pose
     looked = odometry.look(state, frames[:, :-1], actions)
     changes, motions, _ = odometry.motions(state, looked)
     true = motion_between(poses[:, :-1], poses[:, 1:])
-    predicted = (true - motions) / ERROR_SCALE
+    scale = _unit(true.device)
+    predicted = (true - motions) / scale
     # What is left of it once the frame is seen.
-    residual = predicted[:, :-1].detach() - changes[:, 1:] / ERROR_SCALE
-    seen = (true[:, :-1] - looked.seen[:, 1:]) / ERROR_SCALE
+    residual = predicted[:, :-1].detach() - changes[:, 1:] / scale
+    seen = (true[:, :-1] - looked.seen[:, 1:]) / scale
     # Errors that cancel over a window do not make a path drift; those that add up do.
     drift = residual.sum(1) / residual.shape[1] ** 0.5
     errors = (residual, predicted, seen, drift)
     return torch.stack([_cost(error) for error in errors]).sum()
 
 
+def _unit(device: torch.device) -> Tensor:
+    """By which errors of motions are divided, ``[3]``; made on the device, which a copy would have to wait for."""
+    unit = torch.full((MOTION_SIZE,), ERROR_SCALE, device=device)
+    unit[-1:].div_(TURN_WEIGHT)
+    return unit
+
+
 def _cost(error: Tensor) -> Tensor:
     """Squares of small errors; of large ones the size, by which they are told apart, and in part their squares."""
-    return F.huber_loss(error, torch.zeros_like(error)) + F.huber_loss(error, torch.zeros_like(error), delta=20.0) / 10
+    return (
+        F.huber_loss(error, torch.zeros_like(error))
+        + F.huber_loss(error, torch.zeros_like(error), delta=LARGE_ERROR) / LARGE_ERROR
+    )
 
 
 def spoilt(frames: ModelFrames, fraction: float, generator: torch.Generator) -> ModelFrames:
     """Windows ``[B, T, C, H, W]``, a fraction of them blurred and with noise, each as strongly as it is drawn."""
-    draw = torch.rand(3, len(frames), 1, 1, 1, 1, generator=generator, device=frames.device)
-    rows = (draw[0].flatten() < fraction).nonzero().flatten()
-    blur, noise = draw[1:, rows]
-    clear = frames[rows]
+    count = round(fraction * len(frames))
+    # The first ones, for windows are drawn in no order; others would have to be counted, and a GPU waited for.
+    clear = frames[:count]
+    blur, noise = torch.rand(2, count, 1, 1, 1, 1, generator=generator, device=frames.device)
     blurred = F.avg_pool2d(clear.flatten(0, 1), 5, 1, 2, count_include_pad=False).view_as(clear)
     grain = torch.randn(clear.shape, generator=generator, device=frames.device)
-    return frames.index_copy(0, rows, clear + blur * (blurred - clear) + 0.2 * noise.square() * grain)
+    return torch.cat([clear + blur * (blurred - clear) + 0.2 * noise.square() * grain, frames[count:]])

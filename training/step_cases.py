@@ -119,10 +119,10 @@ def odometry_case(draw: Draw, batch: int = 3, length: int = 5, width: int = 16) 
         "has_previous": has_previous,
         "recent": draw(batch, 6, scale=0.2),
         "pose": torch.cat([draw(batch, 2), angle.cos(), angle.sin()], dim=1),
-        "recur": draw(width, 6, scale=0.3),
+        "recur": draw(width, 9, scale=0.3),
         "inner": draw(width, width, scale=width**-0.5),
         "inner_bias": draw(width, scale=0.3),
         "last": draw(6, width, scale=width**-0.5),
-        "last_recent": draw(6, 6, scale=0.1),
+        "last_recent": draw(6, 9, scale=0.1),
         "scale": 5.0,
     }

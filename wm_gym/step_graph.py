@@ -183,7 +183,7 @@ class StepGraph:
         if self._odometry is not None:
             memory = self.memory
             poses = torch.stack([_there(memory.pose), pose.to(self.device)], dim=1)
-            self._carried.copy_(self._odometry.given(_there(memory.odometry), poses))
+            self._carried.copy_(self._odometry.given(_there(memory.odometry), poses, self._action[:, None]))
         _there(self._pose).copy_(pose)
 
     def _tell_pose(self) -> None:

@@ -268,7 +268,7 @@ class WorldModel(nn.Module):
             seen = torch.cat([pending.frame[:, None], frames[:, :-1]], dim=1)
         if pose is not None:
             poses = torch.cat([before, pose], dim=1)
-            carried = self.odometry.given(carried, poses)
+            carried = self.odometry.given(carried, poses, actions)
         elif seen.shape[1]:
             told, carried = self.odometry.follow(carried, seen, actions, before[:, 0])
             poses = torch.cat([before, told], dim=1)

@@ -21,11 +21,15 @@ from wm_gym.ops.step import Backend
 from wm_gym.poses import MOTION_SIZE, motion_between
 
 _CHANNELS = (16, 24, 16)  # of the convolutions over one frame; the last is what is kept of the frame before
-_PAIR_CHANNELS = (48, 64)  # of those over two frames
+_PAIR_CHANNELS = (48, 48, 64)  # of those over two frames
+_SHIFT = 4  # cells of a view, to both sides: a quick turn moves the picture by 17 of 64 pixels
+_PAST_ACTIONS = 3  # before the newest one; friction makes free motion more than linear in the last two motions
 _WIDTH = 64
+_FIRST_SHARPNESS = 10.0  # of the choice among shifts, by how well they fit
 _FIRST_TRUST = -2.0  # logit; eyes have to be trained before they are of use
 _MOTION_SCALE = 5.0  # motions are fractions of a cell and of a radian; inputs should be of order 1
 _RECENT = 2 * MOTION_SIZE  # numbers in the two motions that are remembered
+_INPUTS = _RECENT + MOTION_SIZE  # and how far the frame is from where it was expected
 _OUTPUTS = 2 * MOTION_SIZE  # how far to trust the eyes, and a motion
 
 
@@ -51,7 +55,8 @@ class Odometry(nn.Module):
     """Predicts the pose of the next frame. All in float32. Gradients go through `look` and `motions` only.
 
     A state ``[B, M]`` goes in and comes out; it belongs to a frame that was not looked at yet. It holds the motion that
-    was predicted to lead to this frame, the motion to the frame before, whether there is a frame before, and its view.
+    was predicted to lead to this frame, the motion to the frame before, whether there is a frame before, the last
+    actions, and the view of the frame before.
 
     Args:
         config: of the world model, for the shape of frames and actions.
@@ -67,32 +72,40 @@ class Odometry(nn.Module):
             nn.SiLU(),
             nn.Conv2d(first, second, 3, 2, 1),
             nn.SiLU(),
-            nn.Conv2d(second, third, 3, 2, 1),
+            nn.Conv2d(second, third, 3, 1, 1),
         )
         self._view_shape = _view_shape(config)
-        wide, deep = _PAIR_CHANNELS
+        wide, middle, deep = _PAIR_CHANNELS
+        shifts = 2 * _SHIFT + 1
         self.pair = nn.Sequential(
+            nn.Conv2d(2 * third + shifts, wide, 3, 2, 1),
             nn.SiLU(),
-            nn.Conv2d(2 * third, wide, 3, 1, 1),
+            nn.Conv2d(wide, middle, 3, 1, 1),
             nn.SiLU(),
-            nn.Conv2d(wide, deep, 3, 2, 1),
+            nn.Conv2d(middle, deep, 3, 2, 1),
             nn.SiLU(),
             nn.Flatten(),
-            nn.Linear(deep * math.ceil(self._view_shape[1] / 2) * math.ceil(self._view_shape[2] / 2), _WIDTH),
         )
-        self.enter = nn.Linear(_WIDTH + config.action_size + 1, _WIDTH)
-        self.recur = nn.Linear(_RECENT, _WIDTH, bias=False)
+        _, rows, columns = self._view_shape
+        self.sharpness = nn.Parameter(torch.tensor(_FIRST_SHARPNESS))
+        self.compare = nn.Linear(deep * math.ceil(rows / 4) * math.ceil(columns / 4) + shifts * columns, _WIDTH)
+        past = _PAST_ACTIONS * config.action_size
+        self.enter = nn.Linear(_WIDTH + past + config.action_size + 1, _WIDTH)
+        self.recur = nn.Linear(_INPUTS, _WIDTH, bias=False)
         self.hidden = nn.Linear(_WIDTH, _WIDTH)
         self.out = nn.Linear(_WIDTH, _OUTPUTS, bias=False)
         # In free space motion is close to linear in what it was and in the action.
-        self.out_action = nn.Linear(config.action_size, _OUTPUTS)
-        self.out_recent = nn.Linear(_RECENT, _OUTPUTS, bias=False)
+        self.out_action = nn.Linear(past + config.action_size, _OUTPUTS)
+        self.out_recent = nn.Linear(_INPUTS, _OUTPUTS, bias=False)
         self.seen = nn.Linear(_WIDTH, MOTION_SIZE)
         with torch.no_grad():
             for layer in (self.out, self.out_recent, self.out_action, self.seen):
                 for parameter in layer.parameters():
                     parameter.mul_(0.1)
             self.out_action.bias[:MOTION_SIZE] = _FIRST_TRUST
+            # Small innovations are large surprises: untrained, the recursion would multiply rounding errors.
+            for layer in (self.recur, self.out_recent):
+                layer.weight[:, _RECENT:] *= 0.1
 
     def initial_state(self, batch_size: int, device: torch.device) -> OdometryState:
         """That of the first frame of a dream: at rest, nothing seen before."""
@@ -136,20 +149,33 @@ class Odometry(nn.Module):
         poses, recent = odometry_scan(
             hidden, out, seen, has_previous, state[:, :_RECENT], pose, *weights, _MOTION_SCALE, backend=self.backend
         )
-        return poses, torch.cat([recent, torch.ones_like(recent[:, :1]), views[:, -1]], -1)
+        past = self._history(state, actions)[:, -1, self.config.action_size :]
+        return poses, torch.cat([recent, torch.ones_like(recent[:, :1]), past, views[:, -1]], -1)
 
     def look(self, state: OdometryState, frames: ModelFrames, actions: Actions) -> Looked:
         """All that needs no recursion; arguments as of `follow`."""
         batch, length = frames.shape[:2]
-        views = self.view(frames.flatten(0, 1).float()).view(batch, length, *self._view_shape)
-        first = state[:, _RECENT + 1 :].view(batch, 1, *self._view_shape)
-        pairs = torch.cat([torch.cat([first, views[:, :-1]], dim=1), views], dim=2)
-        compared = F.silu(self.pair(pairs.flatten(0, 1))).view(batch, length, -1)
+        views = _normalized(self.view(frames.flatten(0, 1).float())).view(batch, length, *self._view_shape)
+        first = state[:, -math.prod(self._view_shape) :].view(batch, 1, *self._view_shape)
+        compared = self._compare(torch.cat([first, views[:, :-1]], dim=1).flatten(0, 1), views.flatten(0, 1))
+        compared = compared.view(batch, length, -1)
+        history = self._history(state, actions)
         has_previous = torch.cat([state[:, None, _RECENT : _RECENT + 1], state.new_ones(batch, length - 1, 1)], dim=1)
-        taken = self._numbers(actions)
-        hidden = self.enter(torch.cat([compared, taken, has_previous], dim=-1))
+        hidden = self.enter(torch.cat([compared, history, has_previous], dim=-1))
         seen = self.seen(compared)
-        return Looked(hidden, self.out_action(taken), seen, has_previous, views.flatten(2))
+        return Looked(hidden, self.out_action(history), seen, has_previous, views.flatten(2))
+
+    def _compare(self, before: Tensor, views: Tensor) -> Tensor:
+        """What two views ``[N, C, H, W]`` beside each other show, ``[N, width]``.
+
+        How well a cell fits those of the view before, when these are shifted sideways, tells the turn; how columns
+        differ in that tells the way forward.
+        """
+        shifted = F.pad(before, (_SHIFT, _SHIFT)).unfold(3, views.shape[3], 1)  # [N, C, H, shifts, W]
+        fit = (shifted * views.unsqueeze(3)).mean(1).transpose(1, 2)  # [N, shifts, H, W]
+        columns = (fit.mean(2) * self.sharpness).softmax(1).flatten(1)
+        pair = self.pair(torch.cat([before, views, fit], dim=1))
+        return F.silu(self.compare(torch.cat([pair, columns], dim=1)))
 
     def motions(self, state: OdometryState, looked: Looked) -> tuple[Motions, Motions, Tensor]:
         """The recursion with gradients; see :func:`wm_gym.ops.odometry.odometry_motions`."""
@@ -163,18 +189,30 @@ class Odometry(nn.Module):
         recur, inner, last, last_recent = (layer.weight for layer in layers)
         return recur, inner, self.hidden.bias, last, last_recent
 
-    def given(self, state: OdometryState, poses: Poses) -> OdometryState:
+    def given(self, state: OdometryState, poses: Poses, actions: Actions) -> OdometryState:
         """The state after poses that were given, without a look at the frames: they need no making up for.
 
         Args:
             state: of the first of the frames.
             poses: ``[B, T, 4]`` of that frame and those that follow it.
+            actions: that led from each to the next, ``[B, T - 1]``.
         """
+        if poses.shape[1] == 1:
+            return state
         motions = motion_between(poses[:, :-1], poses[:, 1:])
-        for motion in motions[:, -2:].unbind(1):
-            nothing_seen = torch.zeros_like(state[:, _RECENT:])
-            state = torch.cat([motion, state[:, :MOTION_SIZE], nothing_seen], dim=-1)
-        return state
+        last = torch.cat([state[:, None, :MOTION_SIZE], motions], dim=1)[:, -2:].flip(1).flatten(1)
+        past = self._history(state, actions)[:, -1, self.config.action_size :]
+        nothing_seen = state.new_zeros(len(state), 1 + math.prod(self._view_shape))
+        return torch.cat([last, nothing_seen[:, :1], past, nothing_seen[:, 1:]], dim=-1)
+
+    def _history(self, state: OdometryState, actions: Actions) -> Tensor:
+        """Each action after the ones before it, the oldest first, ``[B, T, (past + 1) A]``; 0 before the first one."""
+        taken = self._numbers(actions)
+        begin = _RECENT + 1
+        past = state[:, begin : begin + _PAST_ACTIONS * self.config.action_size]
+        actions = torch.cat([past.view(len(past), _PAST_ACTIONS, -1), taken], dim=1)
+        length = taken.shape[1]
+        return torch.cat([actions[:, i : i + length] for i in range(_PAST_ACTIONS + 1)], dim=-1)
 
     def _numbers(self, actions: Actions) -> Tensor:
         if self.config.action_kind == "continuous":
@@ -184,10 +222,15 @@ class Odometry(nn.Module):
 
 def odometry_state_size(config: WorldModelConfig) -> int:
     """M, the numbers of a state."""
-    return _RECENT + 1 + math.prod(_view_shape(config))
+    return _RECENT + 1 + _PAST_ACTIONS * config.action_size + math.prod(_view_shape(config))
 
 
 def _view_shape(config: WorldModelConfig) -> tuple[int, int, int]:
-    """What three halvings leave of a frame: channels, rows and columns."""
-    rows, columns = (math.ceil(size // 2 / 4) for size in (config.frame_height, config.frame_width))
+    """What two halvings leave of a frame: channels, rows and columns."""
+    rows, columns = (math.ceil(size // 2 / 2) for size in (config.frame_height, config.frame_width))
     return _CHANNELS[-1], rows, columns
+
+
+def _normalized(views: Tensor) -> Tensor:
+    """Views ``[N, C, H, W]`` with cells of about the same length, so that their products tell how alike they are."""
+    return views * (views.square().mean(1, keepdim=True) + 1e-2).rsqrt()

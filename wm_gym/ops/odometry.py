@@ -12,6 +12,8 @@ from wm_gym.array_typing import Motions, Pose, Poses
 from wm_gym.ops.step import Backend, uses_triton
 from wm_gym.poses import MOTION_SIZE, POSE_SIZE, motion_between, moved
 
+SURPRISE = 0.01  # cells and radians off what was expected, above which it tells little how far
+
 
 def odometry_scan(
     hidden: Tensor,
@@ -39,8 +41,8 @@ def odometry_scan(
         has_previous: 0 where nothing was seen, else 1, ``[B, T, 1]``.
         recent: the motion to the first frame and the one before it, ``[B, 6]``.
         pose: of the first frame, ``[B, 4]``.
-        recur, inner, inner_bias, last, last_recent: weights ``[width, 6]``, ``[width, width]``, ``[width]``,
-            ``[6, width]``, ``[6, 6]``.
+        recur, inner, inner_bias, last, last_recent: weights ``[width, 9]``, ``[width, width]``, ``[width]``,
+            ``[6, width]``, ``[6, 9]``.
         scale: by which recent motions are multiplied before they enter the network.
 
     Returns:
@@ -74,19 +76,43 @@ def odometry_motions(
         What is added to the motion that was predicted to lead to each frame, now that it is seen, ``[B, T, 3]``; the
         motion that is predicted to lead to the next one, ``[B, T, 3]``; and the recent motions at the end, ``[B, 6]``.
     """
-    changes, motions = [], []
-    for t in range(hidden.shape[1]):
-        inputs = recent * scale
-        x = F.silu(F.linear(F.silu(hidden[:, t] + F.linear(inputs, recur)), inner, inner_bias))
-        outputs = out[:, t] + F.linear(x, last) + F.linear(inputs, last_recent)
-        gate, motion = outputs.split(MOTION_SIZE, dim=-1)
-        # As a Kalman filter: in free space motion is known better than it is seen, where something was hit it is not.
-        change = gate.sigmoid() * (seen[:, t] - recent[:, :MOTION_SIZE]) * has_previous[:, t]
-        # Each motion is to be right whatever came before, so no gradients go back in time, where they would grow.
-        recent = torch.cat([motion, recent[:, :MOTION_SIZE] + change], dim=-1).detach()
-        changes.append(change)
-        motions.append(motion)
-    return torch.stack(changes, dim=1), torch.stack(motions, dim=1), recent
+    weights = (recur, inner, inner_bias, last, last_recent)
+    before, changes, motions = [], [], []
+    with torch.no_grad():
+        for t in range(hidden.shape[1]):
+            before.append(recent)
+            change, motion = _step(hidden[:, t], out[:, t], seen[:, t], has_previous[:, t], recent, *weights, scale)
+            recent = torch.cat([motion, recent[:, :MOTION_SIZE] + change], dim=-1)
+            changes.append(change)
+            motions.append(motion)
+    if not torch.is_grad_enabled():
+        return torch.stack(changes, dim=1), torch.stack(motions, dim=1), recent
+    # Each motion is to be right whatever came before, so no gradients go back in time, where they would grow; and so
+    # all steps are one.
+    changed, told = _step(hidden, out, seen, has_previous, torch.stack(before, dim=1), *weights, scale)
+    return changed, told, recent
+
+
+def _step(
+    hidden: Tensor,
+    out: Tensor,
+    seen: Motions,
+    has_previous: Tensor,
+    recent: Tensor,
+    recur: Tensor,
+    inner: Tensor,
+    inner_bias: Tensor,
+    last: Tensor,
+    last_recent: Tensor,
+    scale: float,
+) -> tuple[Motions, Motions]:
+    """A step of the recursion, or many that know what came before each, ``[..., width]`` and so on."""
+    innovation = (seen - recent[..., :MOTION_SIZE]) * has_previous
+    inputs = torch.cat([recent * scale, innovation / (innovation.abs() + SURPRISE)], dim=-1)
+    x = F.silu(F.linear(F.silu(hidden + F.linear(inputs, recur)), inner, inner_bias))
+    gate, motion = (out + F.linear(x, last) + F.linear(inputs, last_recent)).split(MOTION_SIZE, dim=-1)
+    # As a Kalman filter: in free space motion is known better than it is seen, where something was hit it is not.
+    return gate.sigmoid() * innovation, motion
 
 
 def origin_pose(shape: Sequence[int], device: torch.device) -> Tensor:

@@ -9,9 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from wm_gym.ops.odometry import SURPRISE
 from wm_gym.ops.triton.launch import next_power_of_two
 
 _OUTPUT_TILE = 16  # covers the six outputs, and what else there are few of
+_INPUT_TILE = 16  # covers the six recent numbers and the three of surprise
 
 
 @triton.jit
@@ -52,39 +54,47 @@ def _odometry_scan_kernel(
     new_recent,
     length,
     scale,
+    surprise,
     WIDTH: tl.constexpr,
     WIDTH_TILE: tl.constexpr,
     OUTPUTS: tl.constexpr,
     OUTPUT_TILE: tl.constexpr,
+    INPUT_TILE: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, WIDTH_TILE)
     output = tl.arange(0, OUTPUT_TILE)
     wide, told = column < WIDTH, output < OUTPUTS
-    number = tl.arange(0, 8)
-    kept = number < 6
-    w_recur = tl.load(recur + column[:, None] * 6 + number[None, :], wide[:, None] & kept[None, :], 0.0)
+    number = tl.arange(0, INPUT_TILE)
+    kept, used = number < 6, number < 9
+    w_recur = tl.load(recur + column[:, None] * 9 + number[None, :], wide[:, None] & used[None, :], 0.0)
     w_inner = tl.load(inner + column[:, None] * WIDTH + column[None, :], wide[:, None] & wide[None, :], 0.0)
     b_inner = tl.load(inner_bias + column, wide, 0.0)
     w_last = tl.load(last + output[:, None] * WIDTH + column[None, :], told[:, None] & wide[None, :], 0.0)
-    w_recent = tl.load(last_recent + output[:, None] * 6 + number[None, :], told[:, None] & kept[None, :], 0.0)
+    w_recent = tl.load(last_recent + output[:, None] * 9 + number[None, :], told[:, None] & used[None, :], 0.0)
     now = tl.load(recent + row * 6 + number, kept, 0.0)
     x, y = tl.load(pose + row * 4), tl.load(pose + row * 4 + 1)
     cos, sin = tl.load(pose + row * 4 + 2), tl.load(pose + row * 4 + 3)
     for t in range(length):
         place = row * length + t
-        inputs = now * scale
+        weight = tl.load(has_previous + place)
+        was_forward, was_left, was_turn = _at(now, 0, INPUT_TILE), _at(now, 1, INPUT_TILE), _at(now, 2, INPUT_TILE)
+        new_forward = (tl.load(seen + place * 3) - was_forward) * weight
+        new_left = (tl.load(seen + place * 3 + 1) - was_left) * weight
+        new_turn = (tl.load(seen + place * 3 + 2) - was_turn) * weight
+        innovation = tl.where(number == 6, new_forward, 0.0)
+        innovation = tl.where(number == 7, new_left, innovation)
+        innovation = tl.where(number == 8, new_turn, innovation)
+        inputs = now * scale + innovation / (tl.abs(innovation) + surprise)
         h = tl.load(hidden + place * WIDTH + column, wide, 0.0) + tl.sum(w_recur * inputs[None, :], axis=1)
         h = h * _sigmoid(h)
         h = tl.sum(w_inner * h[None, :], axis=1) + b_inner
         h = h * _sigmoid(h)
         o = tl.load(out + place * OUTPUTS + output, told, 0.0)
         o += tl.sum(w_last * h[None, :], axis=1) + tl.sum(w_recent * inputs[None, :], axis=1)
-        weight = tl.load(has_previous + place)
-        was_forward, was_left, was_turn = _at(now, 0, 8), _at(now, 1, 8), _at(now, 2, 8)
-        forward = _sigmoid(_at(o, 0, OUTPUT_TILE)) * (tl.load(seen + place * 3) - was_forward) * weight
-        left = _sigmoid(_at(o, 1, OUTPUT_TILE)) * (tl.load(seen + place * 3 + 1) - was_left) * weight
-        turn = _sigmoid(_at(o, 2, OUTPUT_TILE)) * (tl.load(seen + place * 3 + 2) - was_turn) * weight
+        forward = _sigmoid(_at(o, 0, OUTPUT_TILE)) * new_forward
+        left = _sigmoid(_at(o, 1, OUTPUT_TILE)) * new_left
+        turn = _sigmoid(_at(o, 2, OUTPUT_TILE)) * new_turn
         next_forward, next_left, next_turn = _at(o, 3, OUTPUT_TILE), _at(o, 4, OUTPUT_TILE), _at(o, 5, OUTPUT_TILE)
         # The change is to the motion to this frame; the pose moves by it as seen from the frame.
         led_cos, led_sin = tl.cos(was_turn), tl.sin(was_turn)
@@ -128,10 +138,12 @@ def odometry_scan(
         new_recent,
         length,
         scale,
+        SURPRISE,
         width,
         next_power_of_two(width),
         out.shape[-1],
         _OUTPUT_TILE,
+        _INPUT_TILE,
         num_warps=4,
     )
     return poses, new_recent
