@@ -37,6 +37,7 @@ class RealScore(BaseCallback):
         patience: scores without a better one after which training stops; 0: it never does.
         checkpoint_minutes: between two saves of the newest model.
         is_dream: whether training happens in a dream, so that there is something to compare.
+        minutes: of training, scores not counted, after which it stops; None: it goes on.
     """
 
     def __init__(
@@ -49,12 +50,14 @@ class RealScore(BaseCallback):
         patience: int,
         checkpoint_minutes: float,
         is_dream: bool,
+        minutes: float | None = None,
     ) -> None:
         super().__init__()
         self._folder, self._spec = folder, spec
         self._every, self._episodes, self._workers, self._patience = every, episodes, workers, patience
         self._checkpoint_seconds = 60 * checkpoint_minutes
         self._is_dream = is_dream
+        self._seconds_left = float("inf") if minutes is None else 60 * minutes
         self._scores = read_scores(folder)
         self._saved_at = time.monotonic()
         self._reward, self._steps = 0.0, 0
@@ -75,7 +78,7 @@ class RealScore(BaseCallback):
     def _on_step(self) -> bool:
         rewards = self.locals["rewards"]
         self._reward, self._steps = self._reward + float(rewards.sum()), self._steps + len(rewards)
-        return not self._stops
+        return not self._stops and time.monotonic() - self._began < self._seconds_left
 
     def finish(self, model: BaseAlgorithm) -> None:
         """Saves and scores the model as it is at the end, unless that was just done."""
@@ -84,7 +87,9 @@ class RealScore(BaseCallback):
 
     def _score(self, model: BaseAlgorithm) -> None:
         self._save(model, MODEL_FILE)
-        speed = self._steps / max(time.monotonic() - self._began, 1e-9)
+        trained = time.monotonic() - self._began
+        self._seconds_left -= trained
+        speed = self._steps / max(trained, 1e-9)
         seeds = range(FIRST_SELECTION_SEED, FIRST_SELECTION_SEED + self._episodes)
         path = str(self._folder / MODEL_FILE)
         real = summary(list(score(self._spec, path, seeds, self._workers)))
