@@ -60,9 +60,9 @@ class ProcessBatch(VectorEnv[Any, Any, Any]):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         space = self.single_observation_space
-        self._room = SharedMemory(create=True, size=self.num_envs * int(np.prod(space.shape)) * space.dtype.itemsize)
-        self._frames = _frames_in(self._room, space, self.num_envs)
-        self._ask([("room", (self._room.name, self.num_envs, first)) for first in range(0, self.num_envs, self._size)])
+        room = SharedMemory(create=True, size=self.num_envs * int(np.prod(space.shape)) * space.dtype.itemsize)
+        self._room, self._frames = room, _frames_in(room, space, self.num_envs)
+        self._ask([("room", (room.name, self.num_envs, first)) for first in range(0, self.num_envs, self._size)])
 
     def reset(self, *, seed: Seeds = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Starts an episode in every row; `seed=s` gives row i the seed s + i. Raises ValueError for options."""
@@ -131,14 +131,14 @@ class ProcessBatch(VectorEnv[Any, Any, Any]):
 
 def _frames_in(room: SharedMemory, space: gym.Space[Any], num_envs: int) -> np.ndarray:
     shape = num_envs, *(space.shape or ())
-    return np.frombuffer(room.buf, space.dtype, int(np.prod(shape))).reshape(shape)
+    return np.ndarray(shape, space.dtype, room.buf)
 
 
 def _work(pipe: Connection, env: str, num_envs: int, kwargs: dict[str, Any]) -> None:
     """A process of the batch: answers (True, result), or (False, what went wrong) and ends."""
     try:
-        vector = {"autoreset_mode": AutoresetMode.DISABLED}
-        envs = gym.make_vec(env, num_envs, vectorization_mode="vector_entry_point", **kwargs, **vector)
+        arguments: dict[str, Any] = {**kwargs, "autoreset_mode": AutoresetMode.DISABLED}
+        envs = gym.make_vec(env, num_envs, vectorization_mode="vector_entry_point", **arguments)
         pipe.send((True, (envs.single_observation_space, envs.single_action_space)))
         worker = _Worker(envs)
         while (request := pipe.recv())[0] != "close":
@@ -166,7 +166,7 @@ class _Worker:
         self._frames = frames[first : first + self._envs.num_envs]
 
     def reset(self, seeds: Sequence[int | None]) -> None:
-        self._frames[:] = self._envs.reset(seed=list(seeds))[0]
+        self._frames[:] = self._envs.reset(seed=list(seeds))[0]  # pyright: ignore[reportArgumentType]
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[int, np.ndarray]]:
         """Rewards and flags of the rows, and the last frame of those that ended."""

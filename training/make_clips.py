@@ -18,7 +18,7 @@ from tqdm import trange
 
 import wm_gym
 from training.policies import make_policy
-from training.store import open_store
+from training.store import EpisodeStore, open_store
 
 
 @dataclass(frozen=True)
@@ -89,19 +89,12 @@ def clips_before_rewards(
         FileNotFoundError: no such store.
         ValueError: a range that is none, or fewer than `num_clips` such moments.
     """
-    nearest, farthest = steps
-    if not 1 <= nearest <= farthest:
-        raise ValueError(f"before_rewards needs 1 <= nearest <= farthest, got {nearest} and {farthest}.")
-    store, moments = open_store(path), []
-    for number in store.seeds(split):
-        distance = steps_to_reward(store.read_rewards(number, split))[num_frames - 1 :]
-        last = np.flatnonzero((distance >= nearest) & (distance <= farthest)) + num_frames - 1
-        moments.append(np.stack([np.full(len(last), number), last]))
-    numbers, ends = np.concatenate(moments, 1) if moments else np.zeros((2, 0), np.int64)
+    store = open_store(path)
+    numbers, ends = moments_before_rewards(store, split, num_frames, steps)
     if len(ends) < num_clips:
         raise ValueError(
-            f"{path} has {len(ends)} moments in split {split!r} that follow {num_frames} frames and come {nearest} to "
-            f"{farthest} steps before a reward, {num_clips} are needed."
+            f"{path} has {len(ends)} moments in split {split!r} that follow {num_frames} frames and come {steps[0]} to "
+            f"{steps[1]} steps before a reward, {num_clips} are needed."
         )
     chosen = np.sort(np.random.default_rng(seed).choice(len(ends), num_clips, replace=False))
     frames = np.empty((num_clips, num_frames, *store.header.frame_shape), np.uint8)
@@ -111,6 +104,23 @@ def clips_before_rewards(
         store.read_frames(number, end - num_frames, end, split, frames[index])
         actions.append(store.read_actions(number, split)[end - num_frames : end - 1])
     return wm_gym.Clips(frames, np.stack(actions), numbers[chosen])
+
+
+def moments_before_rewards(
+    store: EpisodeStore, split: str, num_frames: int, steps: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Seeds of episodes and numbers of frames in them, [N] each: those with `num_frames` - 1 frames before them and
+    the next reward `steps[0]` to `steps[1]` steps away. Raises ValueError for a range that is none."""
+    nearest, farthest = steps
+    if not 1 <= nearest <= farthest:
+        raise ValueError(f"before_rewards needs 1 <= nearest <= farthest, got {nearest} and {farthest}.")
+    moments = [np.zeros((2, 0), np.int64)]
+    for number in store.seeds(split):
+        distance = steps_to_reward(store.read_rewards(number, split))[num_frames - 1 :]
+        last = np.flatnonzero((distance >= nearest) & (distance <= farthest)) + num_frames - 1
+        moments.append(np.stack([np.full(len(last), number), last]))
+    numbers, ends = np.concatenate(moments, 1)
+    return numbers, ends
 
 
 def steps_to_reward(rewards: np.ndarray) -> np.ndarray:
