@@ -84,6 +84,7 @@ def train_seed(config: PpoConfig, seed: int) -> None:
             patience=config.patience,
             checkpoint_minutes=config.checkpoint_minutes,
             is_dream=train_spec.is_dream(),
+            comparable=not train_spec.kwargs.get("end_at_reward", False),
             minutes=config.minutes,
         )
         remaining = config.total_timesteps - model.num_timesteps

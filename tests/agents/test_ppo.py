@@ -79,6 +79,16 @@ def test_environments_may_share_processes(tmp_path):
         train(config(tmp_path / "b", env=batch, num_envs=3, envs_per_process=2))
 
 
+def test_dreams_that_end_at_rewards_are_not_compared_with_reality(tmp_path, tiny_kwargs):
+    kwargs = {**tiny_kwargs, "end_at_reward": True, "reward_threshold": 1e-9}
+    run = config(tmp_path, kwargs)
+    for score in train(run)["seed_0"]:
+        # Every step is rewarded and so ends its episode.
+        assert score["dreamed_reward_per_step"] == 1.0
+        assert score["dreamed_return"] is None and score["gap"] is None
+    assert not (run.out / "seed_0" / "dreamed.json").exists()
+
+
 def test_minutes_end_training_and_the_same_command_goes_on(tmp_path, tiny_kwargs):
     run = config(tmp_path, tiny_kwargs, minutes=1e-6, score_every=0, total_timesteps=10_000)
     first = train(run)["seed_0"]
