@@ -13,6 +13,7 @@ from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 import wm_gym  # noqa: F401 (registers the environments)
+from agents.process_batch import ProcessBatch
 from wm_gym.wrappers import MemoryObservation, MemoryVectorObservation
 
 
@@ -46,10 +47,20 @@ class EnvSpec:
         checkpoint = None if self.is_dream() else self.memory.checkpoint
         return MemoryObservation(env, checkpoint, self.memory.size, self.memory.seed)
 
-    def make_batch(self, num_envs: int, device: str = "cpu", tensors: bool = False) -> VectorEnv[Any, Any, Any]:
-        """Many environments that reset in the step that ends them: dreams in one batch, others in a process each.
+    def make_batch(
+        self, num_envs: int, device: str = "cpu", tensors: bool = False, envs_per_process: int = 1
+    ) -> VectorEnv[Any, Any, Any]:
+        """Many environments that reset in the step that ends them: dreams in one batch, others in processes.
 
-        `tensors`: dreams give tensors on their device, not arrays.
+        Args:
+            num_envs: how many.
+            device: of dreams.
+            tensors: dreams give tensors on their device, not arrays.
+            envs_per_process: of environments that are no dreams; more than one where the environment has a batched
+                version, as Memory Maze has.
+
+        Raises ValueError for a number of environments that does not divide into processes, or several of them in a
+        process with a memory.
         """
         mode = AutoresetMode.SAME_STEP if self.memory is None else AutoresetMode.DISABLED
         if self.is_dream():
@@ -62,6 +73,13 @@ class EnvSpec:
                 output="torch" if tensors else "numpy",
                 **self.kwargs,
             )
+        elif envs_per_process > 1:
+            if num_envs % envs_per_process or self.memory is not None:
+                raise ValueError(
+                    f"num_envs must be a multiple of envs_per_process, without a memory; got {num_envs} and "
+                    f"{envs_per_process}{'' if self.memory is None else ', with a memory'}."
+                )
+            envs = ProcessBatch(self.env, num_envs // envs_per_process, envs_per_process, self._arguments())
         else:
             envs = gym.make_vec(
                 self.env,

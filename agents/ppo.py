@@ -48,7 +48,8 @@ def train(config: PpoConfig, argv: Sequence[str] = ()) -> dict[str, list[dict[st
     for run in combinations(config):
         keep_config(run, *make_specs(run), argv)
         prefix = "" if run.out == config.out else f"{run.out.name}/"
-        jobs |= {f"{prefix}seed_{seed}": (run, seed) for seed in range(run.seeds)}
+        seeds = range(run.seeds) if run.only_seed is None else [run.only_seed]
+        jobs |= {f"{prefix}seed_{seed}": (run, seed) for seed in seeds}
     if config.backend == "ray":
         unfinished = [job for job in jobs.values() if not is_finished(job[0], job[0].out / f"seed_{job[1]}")]
         train_on_cluster(unfinished, train_seed, config.ray_address, config.ray_cpus, config.ray_gpus)
@@ -66,7 +67,8 @@ def train_seed(config: PpoConfig, seed: int) -> None:
         return
     device = choose_device(config.device)
     on_device = train_spec.is_dream() and not config.recurrent
-    env = Sb3VecEnv(train_spec.make_batch(config.num_envs, device, tensors=on_device), with_info=False)
+    batch = train_spec.make_batch(config.num_envs, device, on_device, config.envs_per_process)
+    env = Sb3VecEnv(batch, with_info=False)
     env = env if on_device else VecMonitor(env)
     try:
         model = make_model(config, seed, env, folder, device, on_device)
@@ -82,6 +84,8 @@ def train_seed(config: PpoConfig, seed: int) -> None:
             patience=config.patience,
             checkpoint_minutes=config.checkpoint_minutes,
             is_dream=train_spec.is_dream(),
+            comparable=not train_spec.kwargs.get("end_at_reward", False),
+            minutes=config.minutes,
         )
         remaining = config.total_timesteps - model.num_timesteps
         if remaining > 0:

@@ -21,7 +21,9 @@ from wm_gym.provenance import provenance
 # What a run that goes on may have otherwise.
 FREE_TO_CHANGE = (
     "total_timesteps",
+    "minutes",
     "seeds",
+    "only_seed",
     "device",
     "score_workers",
     "out",
@@ -44,12 +46,18 @@ class PpoConfig:
     """Folder of the run; an unfinished run in it is continued."""
     total_timesteps: int = 10_000_000
     """Steps of all rows together, for each training seed."""
+    minutes: float | None = None
+    """Ends training of a policy after so long, scores not counted; the same command then goes on. None: no limit."""
     seeds: int = 5
     """Number of policies, each with a training seed of its own."""
+    only_seed: int | None = None
+    """Trains this one of them and no other: for processes that share a run, such as one for each GPU."""
     num_envs: int = 256
     """Dreams in the batch, or processes of a real environment."""
     env_kwargs: str = "{}"
     """Further arguments of gym.make as JSON, such as {"checkpoint": "runs/maze/model.safetensors"}."""
+    envs_per_process: int = 1
+    """Of a real environment that has a batched version: Memory Maze on a GPU (MUJOCO_GL=egl) is fastest with 8."""
     horizon: int | None = None
     """Steps after which an episode is cut and its value estimated; None: as the environment does."""
     memory: bool = False
@@ -105,9 +113,14 @@ class PpoConfig:
 
     def __post_init__(self) -> None:
         counts = ("total_timesteps", "seeds", "num_envs", "score_episodes", "num_steps", "batch_size", "epochs")
+        counts += ("envs_per_process",)
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.only_seed is not None and not 0 <= self.only_seed < self.seeds:
+            raise ValueError(f"only_seed must be one of 0 to {self.seeds - 1}, got {self.only_seed}.")
+        if self.minutes is not None and self.minutes <= 0:
+            raise ValueError(f"minutes must be more than 0, got {self.minutes}.")
         if self.num_steps * self.num_envs < 2:
             raise ValueError("num_steps * num_envs must be at least 2: PPO normalises advantages over them.")
         if self.ray_cpus < 0 or self.ray_gpus < 0:

@@ -37,6 +37,8 @@ class RealScore(BaseCallback):
         patience: scores without a better one after which training stops; 0: it never does.
         checkpoint_minutes: between two saves of the newest model.
         is_dream: whether training happens in a dream, so that there is something to compare.
+        comparable: whether these dreams give what reality might; not if they end at a reward and begin before one.
+        minutes: of training, scores not counted, after which it stops; None: it goes on.
     """
 
     def __init__(
@@ -49,12 +51,15 @@ class RealScore(BaseCallback):
         patience: int,
         checkpoint_minutes: float,
         is_dream: bool,
+        comparable: bool = True,
+        minutes: float | None = None,
     ) -> None:
         super().__init__()
         self._folder, self._spec = folder, spec
         self._every, self._episodes, self._workers, self._patience = every, episodes, workers, patience
         self._checkpoint_seconds = 60 * checkpoint_minutes
-        self._is_dream = is_dream
+        self._is_dream, self._comparable = is_dream, comparable
+        self._seconds_left = float("inf") if minutes is None else 60 * minutes
         self._scores = read_scores(folder)
         self._saved_at = time.monotonic()
         self._reward, self._steps = 0.0, 0
@@ -75,7 +80,7 @@ class RealScore(BaseCallback):
     def _on_step(self) -> bool:
         rewards = self.locals["rewards"]
         self._reward, self._steps = self._reward + float(rewards.sum()), self._steps + len(rewards)
-        return not self._stops
+        return not self._stops and time.monotonic() - self._began < self._seconds_left
 
     def finish(self, model: BaseAlgorithm) -> None:
         """Saves and scores the model as it is at the end, unless that was just done."""
@@ -84,17 +89,19 @@ class RealScore(BaseCallback):
 
     def _score(self, model: BaseAlgorithm) -> None:
         self._save(model, MODEL_FILE)
-        speed = self._steps / max(time.monotonic() - self._began, 1e-9)
+        trained = time.monotonic() - self._began
+        self._seconds_left -= trained
+        speed = self._steps / max(trained, 1e-9)
         seeds = range(FIRST_SELECTION_SEED, FIRST_SELECTION_SEED + self._episodes)
         path = str(self._folder / MODEL_FILE)
         real = summary(list(score(self._spec, path, seeds, self._workers)))
         rate = self._reward / self._steps if self._is_dream and self._steps else None
-        dreamed = None if rate is None else rate * real["mean_length"]
+        dreamed = rate * real["mean_length"] if rate is not None and self._comparable else None
         best = max((one["real_return"] for one in self._scores), default=float("-inf"))
         is_best = real["mean_return"] > best
         if is_best:
             self._save(model, BEST_FILE)
-            if rate is not None:
+            if dreamed is not None:
                 write_json(self._folder / DREAMED_FILE, {"reward_per_step": rate, "timesteps": model.num_timesteps})
         without = 0 if is_best else 1 + (self._scores[-1]["without_better"] if self._scores else 0)
         self._stops = 0 < self._patience <= without
@@ -104,6 +111,7 @@ class RealScore(BaseCallback):
             "interval95": real["interval95"],
             "real_length": real["mean_length"],
             "dreamed_return": dreamed,
+            "dreamed_reward_per_step": rate,
             "gap": None if dreamed is None else gap(dreamed, real["mean_return"]),
             "frames_per_second": round(speed, 1) if self._steps else None,
             "without_better": without,
@@ -124,10 +132,13 @@ class RealScore(BaseCallback):
         text = f"{self._folder.name}, step {entry['timesteps']:,}: real return {entry['real_return']:.2f}"
         if entry["dreamed_return"] is not None:
             text += f", dreamed {entry['dreamed_return']:.2f}"
+        elif entry["dreamed_reward_per_step"] is not None:
+            text += f", {1000 * entry['dreamed_reward_per_step']:.2f} dreamed in 1,000 steps"
         if entry["gap"] is not None:
             text += f", gap {entry['gap']:.0%}"
         print(text + ("; no better one in a while, stopping" if entry["stopped"] else ""), flush=True)
         names = {"real_return": "real/return", "dreamed_return": "real/dreamed_return", "gap": "real/gap"}
+        names["dreamed_reward_per_step"] = "dream/reward_per_step"
         for key, name in names.items():
             if entry[key] is not None:
                 model.logger.record(name, entry[key])

@@ -1,6 +1,7 @@
 """Records the clips from which dreams start: `python -m training.make_clips --out wm_gym/clips/memory-maze.npz`.
 
-`--data STORE` takes them from recorded episodes instead, of any environment.
+`--data STORE` takes them from recorded episodes instead, of any environment; with `--before-rewards 5 100` from moments
+that a reward follows 5 to 100 steps later: where an agent meets rewards soon, it learns what leads to them.
 Seeds from 7,000,000 on are kept out of all training data, so a dream that starts from these clips is in an unseen maze.
 """
 
@@ -17,7 +18,7 @@ from tqdm import trange
 
 import wm_gym
 from training.policies import make_policy
-from training.store import open_store
+from training.store import EpisodeStore, open_store
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,14 @@ class MakeClips:
     out: Path
     env: str = "wm_gym/MemoryMaze-9x9-v0"
     policy: str = "navigator"
-    seed: int = 7_100_000  # of the first clip; the others follow
+    seed: int = 7_100_000  # of the first clip; the others follow. Of a store: decides what --before-rewards draws
     num_clips: int = 8
     num_frames: int = 201
-    data: Path | None = None  # take the beginnings of episodes of this store; env, policy and seed do not count then
+    data: Path | None = None  # take the beginnings of episodes of this store; env and policy do not count then
     split: str = "test"  # of the store
     newest: bool = False  # take the store's last episodes, not its first
+    before_rewards: tuple[int, int] | None = None  # of a store: end so many steps before a reward, at least and at most
+    compress: bool = True  # False: many times faster to write and read, and larger
 
 
 def record(env: gym.Env, policy_name: str, seed: int, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
@@ -75,6 +78,63 @@ def clips_from_store(path: Path, split: str, num_clips: int, num_frames: int, ne
     return wm_gym.Clips(frames, actions, np.array(seeds))
 
 
+def clips_before_rewards(
+    path: Path, split: str, num_clips: int, num_frames: int, steps: tuple[int, int], seed: int
+) -> wm_gym.Clips:
+    """Parts of `num_frames` frames that end where the next reward is `steps[0]` to `steps[1]` steps away.
+
+    All such moments of the split are equally likely, and none is drawn twice.
+
+    Raises:
+        FileNotFoundError: no such store.
+        ValueError: a range that is none, or fewer than `num_clips` such moments.
+    """
+    store = open_store(path)
+    numbers, ends = moments_before_rewards(store, split, num_frames, steps)
+    if len(ends) < num_clips:
+        raise ValueError(
+            f"{path} has {len(ends)} moments in split {split!r} that follow {num_frames} frames and come {steps[0]} to "
+            f"{steps[1]} steps before a reward, {num_clips} are needed."
+        )
+    chosen = np.sort(np.random.default_rng(seed).choice(len(ends), num_clips, replace=False))
+    frames = np.empty((num_clips, num_frames, *store.header.frame_shape), np.uint8)
+    actions = []
+    for index, moment in enumerate(chosen):
+        number, end = int(numbers[moment]), int(ends[moment]) + 1
+        store.read_frames(number, end - num_frames, end, split, frames[index])
+        actions.append(store.read_actions(number, split)[end - num_frames : end - 1])
+    return wm_gym.Clips(frames, np.stack(actions), numbers[chosen])
+
+
+def moments_before_rewards(
+    store: EpisodeStore, split: str, num_frames: int, steps: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Seeds of episodes and numbers of frames in them, [N] each: those with `num_frames` - 1 frames before them and
+    the next reward `steps[0]` to `steps[1]` steps away. Raises ValueError for a range that is none."""
+    nearest, farthest = steps
+    if not 1 <= nearest <= farthest:
+        raise ValueError(f"before_rewards needs 1 <= nearest <= farthest, got {nearest} and {farthest}.")
+    moments = [np.zeros((2, 0), np.int64)]
+    for number in store.seeds(split):
+        distance = steps_to_reward(store.read_rewards(number, split))[num_frames - 1 :]
+        last = np.flatnonzero((distance >= nearest) & (distance <= farthest)) + num_frames - 1
+        moments.append(np.stack([np.full(len(last), number), last]))
+    numbers, ends = np.concatenate(moments, 1)
+    return numbers, ends
+
+
+def steps_to_reward(rewards: np.ndarray) -> np.ndarray:
+    """For each of T frames at which an action is taken, the steps until the next reward; 0 if none comes.
+
+    Args:
+        rewards: [T], `rewards[t]` of the action at frame t.
+    """
+    at = np.flatnonzero(rewards)
+    now = np.arange(len(rewards))
+    following = np.append(at, -1)[np.searchsorted(at, now)]
+    return np.where(following < 0, 0, following - now + 1)
+
+
 def record_clips(config: MakeClips) -> wm_gym.Clips:
     """Clips of new episodes, seeds from `config.seed` on."""
     env = gym.make(config.env)
@@ -90,10 +150,15 @@ def record_clips(config: MakeClips) -> wm_gym.Clips:
 
 def main(config: MakeClips) -> None:
     if config.data is None:
+        if config.before_rewards is not None:
+            raise ValueError("before_rewards chooses from recorded episodes: give --data.")
         clips = record_clips(config)
+    elif config.before_rewards is not None:
+        wanted = config.num_clips, config.num_frames, config.before_rewards, config.seed
+        clips = clips_before_rewards(config.data, config.split, *wanted)
     else:
         clips = clips_from_store(config.data, config.split, config.num_clips, config.num_frames, config.newest)
-    wm_gym.save_clips(config.out, clips)
+    wm_gym.save_clips(config.out, clips, compress=config.compress)
     print(f"{config.out}: {len(clips)} clips of {config.num_frames} frames, {config.out.stat().st_size:,} bytes")
 
 

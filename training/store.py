@@ -163,6 +163,12 @@ class EpisodeStore:
         with damage_as_value_error(path):
             return read_array(path / "rewards")
 
+    def read_actions(self, seed: int, split: str = "train") -> np.ndarray:
+        """int64 [T] or float32 [T, A], without reading the rest of the episode. Raises as `read`."""
+        path = self._existing_path(seed, split)
+        with damage_as_value_error(path):
+            return read_array(path / "actions")
+
     def _existing_path(self, seed: int, split: str) -> Path:
         path = self.episode_path(seed, split)
         if not path.is_dir():

@@ -111,11 +111,12 @@ def load_clips(name_or_path: str | Path = "memory-maze") -> Clips:
     return clips
 
 
-def save_clips(path: str | Path, clips: Clips) -> None:
-    """Writes clips as a compressed npz, atomically. Raises ValueError if the arrays do not fit together."""
+def save_clips(path: str | Path, clips: Clips, compress: bool = True) -> None:
+    """Writes clips as an npz, atomically. Raises ValueError if the arrays do not fit together."""
     _check_clips(clips, path)
     with atomic_path(path) as temporary:
-        np.savez_compressed(temporary, frames=clips.frames, actions=clips.actions, seeds=clips.seeds)
+        save = np.savez_compressed if compress else np.savez
+        save(temporary, frames=clips.frames, actions=clips.actions, seeds=clips.seeds)
 
 
 def _check_clips(clips: Clips, path: str | Path) -> None:

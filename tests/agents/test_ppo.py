@@ -71,6 +71,40 @@ def test_the_same_command_trains_in_a_real_environment(tmp_path):
     assert not (run.out / "seed_0" / "dreamed.json").exists()
 
 
+def test_environments_may_share_processes(tmp_path):
+    batch = "tests.agents.toy_batch:tests/ToyBatch-v0"
+    run = config(tmp_path, env=batch, num_envs=4, envs_per_process=2, num_steps=8, score_every=0)
+    assert train(run)["seed_0"][-1]["timesteps"] == 64
+    with pytest.raises(ValueError, match="multiple of envs_per_process"):
+        train(config(tmp_path / "b", env=batch, num_envs=3, envs_per_process=2))
+
+
+def test_dreams_that_end_at_rewards_are_not_compared_with_reality(tmp_path, tiny_kwargs):
+    kwargs = {**tiny_kwargs, "end_at_reward": True, "reward_threshold": 1e-9}
+    run = config(tmp_path, kwargs)
+    for score in train(run)["seed_0"]:
+        # Every step is rewarded and so ends its episode.
+        assert score["dreamed_reward_per_step"] == 1.0
+        assert score["dreamed_return"] is None and score["gap"] is None
+    assert not (run.out / "seed_0" / "dreamed.json").exists()
+
+
+def test_minutes_end_training_and_the_same_command_goes_on(tmp_path, tiny_kwargs):
+    run = config(tmp_path, tiny_kwargs, minutes=1e-6, score_every=0, total_timesteps=10_000)
+    first = train(run)["seed_0"]
+    assert len(first) == 1 and first[0]["timesteps"] < 10_000 and not first[0]["stopped"]
+    again = train(run)["seed_0"]
+    assert len(again) == 2 and again[1]["timesteps"] > first[0]["timesteps"]
+
+
+def test_processes_may_share_a_run_each_with_a_seed_of_its_own(tmp_path, tiny_kwargs):
+    for seed in (1, 0):
+        train(config(tmp_path, tiny_kwargs, seeds=2, only_seed=seed, score_every=0))
+    folders = [tmp_path / "run" / f"seed_{seed}" for seed in range(2)]
+    assert all(read_scores(folder)[-1]["timesteps"] == 64 for folder in folders)
+    assert model_digest(folders[0]) != model_digest(folders[1])
+
+
 def test_memory_is_shown_in_a_real_environment_too(tmp_path, tiny_kwargs):
     memory = {"memory": True, "memory_size": 8, "memory_checkpoint": tiny_kwargs["checkpoint"]}
     run = config(tmp_path, num_envs=2, num_steps=16, real_env=None, real_env_kwargs="{}", **memory)

@@ -20,6 +20,7 @@ from tests.tiny import (
     tiny_model,
 )
 from wm_gym.codec import model_to_frames
+from wm_gym.envs.dreams import rewards_above
 from wm_gym.envs.world_model import WorldModelEnv
 from wm_gym.ops.step import frame_noise
 
@@ -177,6 +178,29 @@ def test_rewards_are_values_of_the_head(env):
     assert all(type(reward) is float for reward in rewards)
 
 
+def test_rewards_above_a_threshold_are_the_likeliest_ones_other_than_0():
+    values = torch.tensor([0.0, 1.0, 5.0])
+    logits = torch.tensor([[0.8, 0.15, 0.05], [0.6, 0.15, 0.25], [0.2, 0.1, 0.7]]).log()
+    assert rewards_above(0.3, logits, values).tolist() == [0.0, 5.0, 5.0]
+    assert rewards_above(0.1, logits, values).tolist() == [1.0, 5.0, 5.0]
+    assert rewards_above(0.9, logits, values).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_an_episode_that_ends_at_rewards_terminates_with_its_first_one(tiny_kwargs):
+    # A threshold that every step passes, or none does.
+    kwargs = {**tiny_kwargs, "end_at_reward": True}
+    eager = gym.make(ENV_ID, **kwargs, reward_threshold=1e-9).unwrapped
+    eager.reset(seed=0)
+    assert eager.step(0)[1:4] == (1.0, True, False)
+    never = gym.make(ENV_ID, **kwargs, reward_threshold=1 - 1e-9).unwrapped
+    plain = gym.make(ENV_ID, **tiny_kwargs).unwrapped
+    never.reset(seed=0)
+    plain.reset(seed=0)
+    for one, other in zip(play(never), play(plain), strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+        assert one[1] == 0.0 and one[2:] == other[2:]
+
+
 def test_more_denoising_steps_change_the_dream(tiny_kwargs):
     frames = []
     for num_denoising_steps in (1, 3):
@@ -313,6 +337,7 @@ def test_wrong_reset_options_are_clear_errors_that_leave_the_episode_alone(env):
         ({"context_frames": 0}, ValueError, "context_frames"),
         ({"num_denoising_steps": 1.5}, ValueError, "num_denoising_steps"),
         ({"starts_per_clip": 0}, ValueError, "starts_per_clip"),
+        ({"reward_threshold": 1.0}, ValueError, "reward_threshold"),
         ({"state_dtype": "float16"}, ValueError, "float32, bfloat16"),
         ({"render_mode": "ansi"}, ValueError, "render_mode"),
     ],

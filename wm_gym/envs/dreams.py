@@ -17,7 +17,7 @@ from wm_gym.codec import model_to_frames
 from wm_gym.contexts import Clips, Context, load_clips
 from wm_gym.envs.context_pool import ContextPool, read_contexts
 from wm_gym.envs.refresh import RecentFrames
-from wm_gym.step_graph import StepGraph
+from wm_gym.step_graph import StepGraph, StepOutput
 from wm_gym.world_model import ModelState, WorldModel
 
 STATE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -37,6 +37,8 @@ class DreamSettings:
     num_denoising_steps: int
     state_dtype: str
     refresh_steps: int = 0
+    end_at_reward: bool = False
+    reward_threshold: float | None = None
 
     def check(self) -> None:
         """Raises ValueError for a number out of range or an unknown dtype."""
@@ -46,6 +48,8 @@ class DreamSettings:
             raise ValueError(
                 f"refresh_steps must be 0 (never) or a whole number from 2 on, got {self.refresh_steps!r}."
             )
+        if self.reward_threshold is not None and not 0 < self.reward_threshold < 1:
+            raise ValueError(f"reward_threshold must be between 0 and 1, or None, got {self.reward_threshold!r}.")
         if self.state_dtype not in STATE_DTYPES:
             raise ValueError(f"state_dtype is one of {', '.join(STATE_DTYPES)}, got {self.state_dtype!r}.")
 
@@ -183,7 +187,10 @@ class Dreams:
         """
         assert self._started
         output = self._graph.step(actions)
+        rewards = self._rewards(output)
         flags = output.termination > TERMINATION_THRESHOLD
+        if self._settings.end_at_reward:
+            flags = flags | (rewards != 0)
         if outside is not None:
             flags = torch.cat([flags, outside[None]])
         # The one place where the host waits for the device.
@@ -199,7 +206,13 @@ class Dreams:
                 f"Expected {self.num_rows} action(s) from {self.action_space}, got some outside of it on the device; "
                 "the step was taken with the nearest ones."
             )
-        return DreamStep(output.frame, output.reward, terminated, truncated)
+        return DreamStep(output.frame, rewards, terminated, truncated)
+
+    def _rewards(self, output: StepOutput) -> torch.Tensor:
+        threshold = self._settings.reward_threshold
+        if threshold is None:
+            return output.reward
+        return rewards_above(threshold, output.reward_logits, self.model.reward_values)
 
     def _refresh(self, frames: torch.Tensor, actions: torch.Tensor) -> None:
         if self._recent is None:
@@ -277,6 +290,18 @@ class Dreams:
 
     def _to_device(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values).to(self.device, non_blocking=True)
+
+
+def rewards_above(threshold: float, logits: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """The likeliest reward other than 0 where any such is more probable than `threshold`, else 0; [B].
+
+    Args:
+        threshold: 0..1.
+        logits: [B, R], of the reward head.
+        values: [R], which they stand for.
+    """
+    probabilities = logits.float().softmax(-1) * (values != 0)
+    return values[probabilities.argmax(-1)] * (probabilities.sum(-1) > threshold)
 
 
 def check_count(name: str, value: object) -> None:

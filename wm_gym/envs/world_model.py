@@ -57,6 +57,10 @@ class WorldModelEnv(gym.Env[np.ndarray, Any]):
         state_dtype: "float32", or "bfloat16", in which the memory takes half the space and its rounding adds up.
         refresh_steps: every so many steps of an episode the memory is made anew from the frames imagined since, and
             forgets all before; 0: never. Such a step takes longer.
+        end_at_reward: the first reward terminates an episode: for agents that learn where the model cannot know what
+            comes next, such as a new target that chance draws.
+        reward_threshold: a reward other than 0 is given where the head takes one to be more probable than this; None:
+            the most probable value.
         render_mode: None, "rgb_array" (`render()` gives a copy of the observation) or "human" (a window; pygame).
 
     Raises:
@@ -77,6 +81,8 @@ class WorldModelEnv(gym.Env[np.ndarray, Any]):
         num_denoising_steps: int = 1,
         state_dtype: Literal["float32", "bfloat16"] = "float32",
         refresh_steps: int = 0,
+        end_at_reward: bool = False,
+        reward_threshold: float | None = None,
         render_mode: str | None = None,
     ) -> None:
         if render_mode is not None and render_mode not in RENDER_MODES:
@@ -91,6 +97,8 @@ class WorldModelEnv(gym.Env[np.ndarray, Any]):
             num_denoising_steps,
             state_dtype,
             refresh_steps,
+            end_at_reward,
+            reward_threshold,
         )
         self._dreams = Dreams(1, settings)
         self.observation_space = self._dreams.observation_space

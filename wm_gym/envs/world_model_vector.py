@@ -66,6 +66,8 @@ class WorldModelVectorEnv(VectorEnv[Any, Any, Any]):
         num_denoising_steps: int = 1,
         state_dtype: Literal["float32", "bfloat16"] = "float32",
         refresh_steps: int = 0,
+        end_at_reward: bool = False,
+        reward_threshold: float | None = None,
         output: Literal["numpy", "torch"] = "numpy",
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: Literal["rgb_array"] | None = None,
@@ -84,6 +86,8 @@ class WorldModelVectorEnv(VectorEnv[Any, Any, Any]):
             num_denoising_steps,
             state_dtype,
             refresh_steps,
+            end_at_reward,
+            reward_threshold,
         )
         self._dreams = Dreams(num_envs, settings)
         self._output = output
