@@ -159,7 +159,7 @@ def memory_maze_9x9_pose() -> Recipe:
             pose_size=4,
             pose_kind="planar",
             hide_noise=True,
-            feedback_interval=4,
+            feedback_interval=0,
         ),
         loss=LossConfig(revisit_probability=0.5, noise_after_prefix=0.5),
         stages=(
@@ -175,8 +175,8 @@ def memory_maze_9x9_pose() -> Recipe:
 def memory_maze_9x9_pose_continued() -> Recipe:
     """Goes on from a checkpoint of `memory_maze_9x9_pose` (``--init``): mostly what is to be told from memory alone.
 
-    A dream mostly sees pure noise behind its context, and every fourth of its own frames (`feedback_interval`); so do
-    most sequences here, and from the last stage's the model has to go on with its own frames.
+    A dream sees pure noise behind its context (`feedback_interval`), and so does most of these sequences; in the last
+    stage some go on with frames of the model's own, should they ever enter.
     """
     recipe = memory_maze_9x9_pose()
     return dataclasses.replace(
