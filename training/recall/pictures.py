@@ -88,7 +88,8 @@ def write_row_plot(path: Path, table: Mapping[str, Any]) -> None:
     panels[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.suptitle(
         f"{table['protocol']} by {table['conditioning']}: {table['context']} → {table['frames']} frames, "
-        f"{sum(last - first + 1 for first, last in table['seeds'])} mazes",
+        f"{sum(last - first + 1 for first, last in table['seeds'])} mazes"
+        + "".join(f"; rows differ in {what}" for what in table["unequal"]),
         fontsize=11,
     )
     figure.tight_layout()
