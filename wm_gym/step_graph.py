@@ -226,7 +226,8 @@ class StepGraph:
         memory.frame.copy_(frames_to_model(frame))
         memory.action.copy_(self._action)
         memory.has_action.fill_(True)
-        memory.noise_level.copy_(feedback_level(memory.num_committed, self.config.feedback_interval))
+        interval = self.config.feedback_interval
+        memory.noise_level.copy_(feedback_level(memory.num_committed, interval, memory.noise_level.device))
         if memory.pose is not None and self._pose is not None:
             memory.pose.copy_(self._pose)
         if memory.odometry is not None:

@@ -233,7 +233,7 @@ class WorldModel(nn.Module):
             frame = euler_update(noisy.frame, prediction.frame, before, now)
             noisy = dataclasses.replace(noisy, frame=frame, noise_level=torch.full_like(noisy.noise_level, now))
             prediction, _ = self._predict(committed, noisy, num_committed=0)
-        enters = feedback_level(committed.num_committed, self.config.feedback_interval).to(self.device)
+        enters = feedback_level(committed.num_committed, self.config.feedback_interval, self.device)
         newest = dataclasses.replace(noisy, frame=quantize(prediction.frame), noise_level=enters)
         return prediction, ModelState(committed.layers, committed.num_committed, newest)
 
@@ -338,13 +338,15 @@ class WorldModel(nn.Module):
         return noise.to(self.device)
 
 
-def feedback_level(index: RowCount, interval: int) -> NoiseLevel:
+def feedback_level(index: RowCount, interval: int, device: torch.device) -> NoiseLevel:
     """Noise level at which a dreamed frame enters memory: 0 every `interval` frames, else 1; see `WorldModelConfig`.
 
     Args:
         index: number of the frame since the first one of its dream, context included, int64 ``[B]``.
         interval: 1: every frame enters as it is; 0: none does.
+        device: of the result. If the index lies elsewhere, only an interval above 1 copies anything, which a CUDA
+            graph could not capture.
     """
-    if interval == 0:
-        return torch.ones_like(index, dtype=torch.float32)
-    return (index % interval != 0).float()
+    if interval <= 1:
+        return torch.full(index.shape, float(interval == 0), device=device)
+    return (index % interval != 0).float().to(device)
