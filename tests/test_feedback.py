@@ -26,9 +26,17 @@ def dreamed(model: WorldModel, state: ModelState, num_steps: int) -> list[ModelS
 
 @pytest.mark.parametrize(("interval", "kept"), [(0, []), (1, [0, 1, 2, 3, 4, 5, 6]), (3, [0, 3, 6])])
 def test_every_interval_th_frame_of_a_dream_enters(interval: int, kept: list[int]) -> None:
-    levels = feedback_level(torch.arange(7), interval)
+    levels = feedback_level(torch.arange(7), interval, torch.device("cpu"))
     assert (levels == 0).nonzero().flatten().tolist() == kept
     assert set(levels.tolist()) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("interval", [0, 1])
+def test_where_all_frames_are_treated_alike_no_count_is_copied_to_the_device(interval: int) -> None:
+    # Counts of the baselines lie on the CPU, and what reads them there cannot be captured in a CUDA graph: those of
+    # the meta device have no values that could be read.
+    counts = torch.zeros(3, dtype=torch.int64, device="meta")
+    assert feedback_level(counts, interval, torch.device("cpu")).tolist() == [float(interval == 0)] * 3
 
 
 def test_a_frame_that_does_not_enter_leaves_memory_as_any_other_frame_would() -> None:

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
 
 from training.provenance import provenance, seed_ranges
+from training.recall.intervals import Bootstrap
 from training.recall.paper import LABELS, OURS, SOURCE, paper_figures
 from training.recall.pictures import write_row_plot
 from training.recipes import ROWS
@@ -24,10 +26,16 @@ from wm_gym.files import write_json
 Record = dict[str, Any]
 METRICS = ("psnr", "ssim", "lpips")
 # What has to be equal for rows to stand in one table: the question that was asked, and of which walks.
-SHARED = ("protocol", "conditioning", "feedback", "env_id", "policy", "context", "frames", "num_denoising_steps")
+SHARED = (
+    *("protocol", "conditioning", "feedback", "feedback_interval", "env_id", "policy"),
+    *("context", "frames", "num_denoising_steps"),
+)
 REFERENCES = {"copy_nearest": "copying the nearest pose", "copy_last": "repeating the last frame"}
-FRAMES_TOLERANCE = 0.01  # batches of shorter segments cannot always have exactly as many frames
-PARAMETERS_TOLERANCE = 0.03
+# What has to be about equal unless --unequal is said, and how nearly; in words for people.
+EQUAL = {
+    "total_frames_seen": ("frames seen", 0.01),  # batches of shorter segments cannot always have exactly as many
+    "num_parameters": ("parameters", 0.03),
+}
 
 
 @dataclass(frozen=True)
@@ -57,16 +65,20 @@ def make_table(paths: Sequence[str], unequal: bool, argv: Sequence[str]) -> Reco
     for record, path in zip(records[1:], paths[1:], strict=True):
         _check_shared(records[0], record, path)
     rows = [_row(label, record) for label, record in labelled]
-    if not unequal:
-        _check_equal(rows, "total_frames_seen", FRAMES_TOLERANCE, "frames seen")
-        _check_equal(rows, "num_parameters", PARAMETERS_TOLERANCE, "parameters")
+    differ = {what: told for key, (what, tolerance) in EQUAL.items() if (told := _told(rows, key, tolerance))}
+    if differ and not unequal:
+        told = "; ".join(f"{what} ({values})" for what, values in differ.items())
+        raise ValueError(f"Rows differ in {told}; train them alike, or say --unequal.")
+    _add_differences(rows, records)
     return {
         **{name: records[0][name] for name in SHARED},
         "seeds": seed_ranges(records[0]["seeds"]),
         "seen_fraction": records[0]["seen_fraction"],
-        "definitions": records[0]["definitions"],
+        "definitions": {name: text for name, text in records[0]["definitions"].items() if name != "cleared"}
+        | {"psnr_minus_ours": "mean over mazes of the row's PSNR less that of ours in the same maze"},
         "metrics": records[0]["metrics"],
         "paper": SOURCE,
+        "unequal": differ,
         "rows": rows,
         "references": [
             {"label": label, **_figures(records[0], column)}
@@ -105,11 +117,27 @@ def _check_shared(first: Record, other: Record, path: str) -> None:
         )
 
 
-def _check_equal(rows: Sequence[Record], key: str, tolerance: float, what: str) -> None:
+def _told(rows: Sequence[Record], key: str, tolerance: float) -> str:
+    """What each row has, if they do not all have about the same; else nothing."""
     values = [row[key] for row in rows]
-    if None in values or max(values) > min(values) * (1 + tolerance):
-        told = ", ".join(f"{row['label']}: {'unknown' if row[key] is None else f'{row[key]:,}'}" for row in rows)
-        raise ValueError(f"Rows differ in {what} ({told}); train them alike, or say --unequal.")
+    if None not in values and max(values) <= min(values) * (1 + tolerance):
+        return ""
+    return ", ".join(f"{row['label']}: {'unknown' if row[key] is None else f'{row[key]:,}'}" for row in rows)
+
+
+def _add_differences(rows: Sequence[Record], records: Sequence[Record]) -> None:
+    """Adds "psnr_minus_ours" to the others if one row is ours: in the same mazes, for those differ more than rows."""
+    per_maze = [np.array(record["columns"]["psnr"]["kept"]["per_maze"])[:, None] for record in records]
+    ours = [i for i, row in enumerate(rows) if row["recipe"] not in ROWS]
+    if len(ours) != 1:
+        return
+    bootstrap = Bootstrap(len(per_maze[0]))
+    for i, row in enumerate(rows):
+        if i != ours[0]:
+            estimate = bootstrap.mean(per_maze[i] - per_maze[ours[0]], np.ones((1, 1, 1), dtype=bool))
+            ends = (estimate.value[0], estimate.low[0], estimate.high[0])
+            figures = (round(float(end), 4) if np.isfinite(end) else None for end in ends)
+            row["psnr_minus_ours"] = dict(zip(("value", "low", "high"), figures, strict=True))
 
 
 def _row(label: str, record: Record) -> Record:
@@ -120,7 +148,9 @@ def _row(label: str, record: Record) -> Record:
         "recipe": recipe,
         **{name: record.get(name) for name in ("checkpoint", "num_parameters", "total_frames_seen")},
         **_figures(record, "kept"),
-        "cleared": _figures(record, "cleared") if "cleared" in record["columns"]["psnr"] else None,
+        "cleared": _figures(record, "cleared") | {"means": record["definitions"]["cleared"]}
+        if "cleared" in record["columns"]["psnr"]
+        else None,
         "paper": paper_figures(record["protocol"], kind),
         **{name: record.get(name) for name in ("command", "commit", "hardware", "date")},
     }
@@ -140,13 +170,17 @@ def markdown(table: Mapping[str, Any]) -> str:
     """The README's table: figures over all frames with 95% intervals, and the paper's."""
     measured = [name for name in METRICS if name in table["rows"][0]]
     with_cleared = any(row["cleared"] for row in table["rows"])
+    with_difference = any("psnr_minus_ours" in row for row in table["rows"])
     heads = ["", *(name.upper() + (", dB" if name == "psnr" else "") for name in measured)]
+    heads += ["less ours in the same maze, dB"] if with_difference else []
     heads += ["PSNR with memory cleared"] if with_cleared else []
     heads += ["change from 50 to 400 frames back, dB", "parameters", "frames seen"]
     heads += [f"paper: {' / '.join(name.upper() for name in METRICS)}"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in [*table["rows"], *table["references"]]:
         cells = [row["label"], *(_with_interval(row[name]["all"], name) for name in measured)]
+        if with_difference:
+            cells.append(_with_interval(row["psnr_minus_ours"], "difference") if "psnr_minus_ours" in row else "")
         if with_cleared:
             cells.append(_with_interval(row["cleared"]["psnr"]["all"], "psnr") if row.get("cleared") else "")
         cells.append(_with_interval(row["psnr_change_over_distance"], "psnr") if "recipe" in row else "")
@@ -154,6 +188,7 @@ def markdown(table: Mapping[str, Any]) -> str:
         cells += ["" if parameters is None else f"{parameters / 1e6:.1f}M", "" if frames is None else _frames(frames)]
         cells.append("" if paper is None else " / ".join(_number(paper[name], name) for name in METRICS))
         lines.append("| " + " | ".join(cells) + " |")
+    lines += [f"\nRows differ in {what}: {told}." for what, told in table["unequal"].items()]
     return "\n".join(lines)
 
 
@@ -169,6 +204,8 @@ def _with_interval(figure: Mapping[str, Any], metric: str) -> str:
 
 
 def _number(value: float, metric: str) -> str:
+    if metric == "difference":
+        return f"{value:+.2f}"
     return f"{value:.1f}" if metric == "psnr" else f"{value:.3f}".replace("0.", ".", 1)
 
 

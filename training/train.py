@@ -148,12 +148,24 @@ def train(arguments: Arguments) -> Path:
                     raise MemoryError(
                         f"The GPU has not enough memory at step {state.step}; lower --recipe.stages."
                         f"{recipe.stages.index(stage)}.batch-size (now {stage.batch_size}) or .length ({stage.length})."
+                        + held_by_others()
                     ) from error
                 sums.add(metrics, state.step)
                 log.advance(stage.batch_size * stage.length * processes.num_processes)
                 if state.step % recipe.log_steps == 0:
                     sums.check_finite(last_good)
                     log.write(state.step, sums.read(processes) | {"learning_rate": learning_rate, "progress": progress})
+
+
+def held_by_others() -> str:
+    """A sentence about a GPU of which other processes hold more than a hundredth, else nothing."""
+    if not torch.cuda.is_available():
+        return ""
+    free, total = torch.cuda.mem_get_info()
+    held = total - free - torch.cuda.memory_reserved()
+    if held < 0.01 * total:  # what this process holds beside its tensors is less
+        return ""
+    return f" Other processes hold {held / 2**30:.0f} of its {total / 2**30:.0f} GiB."
 
 
 def open_loader(arguments: Arguments, processes: Processes, latest: Path | None) -> BatchLoader:

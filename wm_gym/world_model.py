@@ -324,7 +324,7 @@ class WorldModel(nn.Module):
 
     def _entering_level(self, state: ModelState, pending: PendingFrame) -> NoiseLevel:
         """At which the pending frame enters memory, ``[B]``: 0 keeps it, 1 keeps nothing of it."""
-        return pending.dreamed * feedback_level(state.num_committed, self.config.feedback_interval).to(self.device)
+        return pending.dreamed * feedback_level(state.num_committed, self.config.feedback_interval, self.device)
 
     def _next_frame(self, state: ModelState, frame: ModelFrame, action: Action, pose: Pose | None) -> PendingFrame:
         batch = state.batch_size
@@ -355,13 +355,15 @@ class WorldModel(nn.Module):
         return noise.to(self.device)
 
 
-def feedback_level(index: RowCount, interval: int) -> NoiseLevel:
+def feedback_level(index: RowCount, interval: int, device: torch.device) -> NoiseLevel:
     """Noise level at which a dreamed frame enters memory: 0 every `interval` frames, else 1; see `WorldModelConfig`.
 
     Args:
         index: number of the frame since the first one of its dream, context included, int64 ``[B]``.
         interval: 1: every frame enters as it is; 0: none does.
+        device: of the result. If the index lies elsewhere, only an interval above 1 copies anything, which a CUDA
+            graph could not capture.
     """
-    if interval == 0:
-        return torch.ones_like(index, dtype=torch.float32)
-    return (index % interval != 0).float()
+    if interval <= 1:
+        return torch.full(index.shape, float(interval == 0), device=device)
+    return (index % interval != 0).float().to(device)

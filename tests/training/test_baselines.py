@@ -151,6 +151,22 @@ def test_in_the_bidirectional_window_early_frames_see_later_ones() -> None:
     assert (first - second).abs().max() > 1e-4
 
 
+def test_training_the_bidirectional_transformer_keeps_nothing_for_every_pair_of_tokens() -> None:
+    # For 128 segments of 25 frames of 64 tokens that would be 5 GB in each layer, whose tokens are 0.2 GB.
+    model, largest = BaselineModel(tiny_config("bidirectional", window=255)), 0
+
+    def measure(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal largest
+        largest = max(largest, tensor.numel())
+        return tensor
+
+    frames, actions = clip(256, batch=1)
+    with torch.autograd.graph.saved_tensors_hooks(measure, lambda tensor: tensor):
+        model(frames_to_model(frames), torch.zeros(1, 256), actions).frame.sum().backward()
+    num_pairs = (256 * model.config.num_tokens) ** 2
+    assert 0 < largest < num_pairs / 2
+
+
 def test_the_bidirectional_transformer_takes_no_more_than_its_window() -> None:
     model, (frames, actions) = baseline("bidirectional", window=4), clip()
     with pytest.raises(ValueError, match="9 frames given to a bidirectional transformer of 5"):

@@ -77,6 +77,7 @@ def test_the_command_writes_all_rows_beside_the_papers_and_a_plot(
     [
         ({"frames": 17}, "has frames 17, the first record 16"),
         ({"conditioning": "action"}, "has conditioning action"),
+        ({"feedback_interval": 2}, "has feedback_interval 2, the first record 1"),
         ({"seeds": [FIRST]}, "has seeds"),
         ({"total_frames_seen": 13_000_000}, "differ in frames seen .*12,345,678.*13,000,000"),
         ({"total_frames_seen": None}, "unknown"),
@@ -93,7 +94,32 @@ def test_rows_that_cannot_be_compared_are_refused(
 def test_rows_that_saw_other_numbers_of_frames_are_taken_if_asked_for(tmp_path: Path, records: dict[str, Any]) -> None:
     for seen, shown in ((2_000_000_000, "2.00B"), (12_345, "12,345")):
         paths = written(tmp_path, records, total_frames_seen=seen, num_parameters=7)
-        assert f"| 0.0M | {shown} |" in markdown(make_table(paths, unequal=True, argv=[]))
+        table = make_table(paths, unequal=True, argv=[])
+        assert list(table["unequal"]) == ["frames seen", "parameters"]
+        assert f"| 0.0M | {shown} |" in markdown(table)
+        assert f"Rows differ in frames seen: LSSVWM (ours): 12,345,678, Mamba2: {seen:,}." in markdown(table)
+    equal = make_table(written(tmp_path, records), unequal=True, argv=[])
+    assert not equal["unequal"] and "differ" not in markdown(equal)
+
+
+def test_other_rows_are_set_against_ours_in_the_same_mazes(tmp_path: Path, records: dict[str, Any]) -> None:
+    columns = copy.deepcopy(records["some_recipe"]["columns"])
+    kept = columns["psnr"]["kept"]
+    kept["per_maze"] = [psnr + 0.25 for psnr in kept["per_maze"]]
+    table = make_table(written(tmp_path, records, columns=columns), unequal=False, argv=[])
+    assert "psnr_minus_ours" not in table["rows"][0]
+    # Mazes differ by more than that, so the rows' own intervals overlap: the same mazes tell them apart.
+    assert table["rows"][1]["psnr_minus_ours"] == {"value": 0.25, "low": 0.25, "high": 0.25}
+    assert "| +0.25 (+0.25, +0.25) |" in markdown(table)
+    both_ours = make_table(written(tmp_path, records, recipe="another"), unequal=False, argv=[])
+    assert not any("psnr_minus_ours" in row for row in both_ours["rows"])
+
+
+def test_every_row_says_what_its_cleared_memory_has_read(tmp_path: Path, records: dict[str, Any]) -> None:
+    table = make_table(written(tmp_path, records, definitions={"cleared": "something else"}), unequal=False, argv=[])
+    means = [row["cleared"]["means"] for row in table["rows"]]
+    assert means == [records["some_recipe"]["definitions"]["cleared"], "something else"]
+    assert "cleared" not in table["definitions"]
 
 
 def test_rows_of_other_walks_are_refused(tmp_path: Path, records: dict[str, Any]) -> None:

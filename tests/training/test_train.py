@@ -157,6 +157,26 @@ def test_nan_stops_with_the_step_and_the_last_good_checkpoint(
     assert all(t.isfinite().all() for t in load_checkpoint(tmp_path / "model.safetensors").tensors.values())
 
 
+@pytest.mark.parametrize(
+    ("free", "told"), [(20, " Other processes hold 70 of its 140 GiB."), (90, "")], ids=["shared", "alone"]
+)
+def test_too_little_memory_says_which_setting_to_lower_and_what_others_hold(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, told: str
+) -> None:
+    def out_of_memory(*arguments: Any, **keywords: Any) -> Any:
+        # Only now, so that the training before it takes this machine for what it is.
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free * 2**30, 140 * 2**30))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 50 * 2**30)
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(trainer, "world_model_loss", out_of_memory)
+    with pytest.raises(MemoryError) as error:
+        run(store, tmp_path)
+    told = "lower --recipe.stages.0.batch-size (now 8) or .length (6)." + told
+    assert str(error.value) == f"The GPU has not enough memory at step 0; {told}"
+
+
 def test_only_the_latest_checkpoints_are_kept(store: Path, tmp_path: Path) -> None:
     run(store, tmp_path, "--recipe.checkpoint-steps", "4", "--recipe.num-checkpoints", "3")
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())

@@ -42,12 +42,20 @@ def write_plots(path: Path, record: Mapping[str, Any]) -> None:
     figure.suptitle(
         f"{record['protocol']} by {record['conditioning']}: {record['context']} → {record['frames']} frames, "
         f"{len(record['seeds'])} mazes, denoising steps: {record['num_denoising_steps']}, "
-        f"each frame after {record['feedback']} ones",
+        f"each frame after {_context_of(record)}",
         fontsize=11,
     )
     figure.tight_layout()
     with atomic_path(path) as temporary:
         figure.savefig(temporary)
+
+
+def _context_of(record: Mapping[str, Any]) -> str:
+    """The frames that a predicted one follows, in words."""
+    interval = record.get("feedback_interval", 1)
+    if record["feedback"] != "dreamed" or interval == 1:
+        return f"{record['feedback']} ones"
+    return f"one in {interval} dreamed ones" if interval else "the context alone"
 
 
 def _draw(axes: Any, columns: Mapping[str, Any], key: str) -> None:
@@ -88,7 +96,8 @@ def write_row_plot(path: Path, table: Mapping[str, Any]) -> None:
     panels[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.suptitle(
         f"{table['protocol']} by {table['conditioning']}: {table['context']} → {table['frames']} frames, "
-        f"{sum(last - first + 1 for first, last in table['seeds'])} mazes",
+        f"{sum(last - first + 1 for first, last in table['seeds'])} mazes"
+        + "".join(f"; rows differ in {what}" for what in table["unequal"]),
         fontsize=11,
     )
     figure.tight_layout()
