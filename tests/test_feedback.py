@@ -70,7 +70,7 @@ def test_a_step_graph_that_is_corrected_goes_on_from_real_frames() -> None:
     state, frame = read(model), -torch.ones(3, 3, 16, 16)
     graph = loaded(model, state)
     graph.step(some_actions(model, 3, 0))
-    assert (graph.memory.noise_level == 1).all()
+    assert graph.memory.dreamed.all()
     graph.memory.correct(frame)
     graph.step(some_actions(model, 3, 1))
     expected = model.advance(state, frame, some_actions(model, 3, 0))
@@ -82,7 +82,7 @@ def test_a_step_graph_that_is_corrected_goes_on_from_real_frames() -> None:
 def test_a_state_of_an_earlier_version_is_read_as_real_frames() -> None:
     model = tiny_model()
     tensors = read(model).to_tensors()
-    del tensors["pending.noise_level"]
+    del tensors["pending.dreamed"]
     assert_same_state(ModelState.from_tensors(tensors), read(model))
 
 

@@ -185,11 +185,28 @@ def test_a_real_frame_in_place_of_the_newest_is_what_the_next_pose_is_told_from(
     dreamed = model.prefill(model.initial_state(2), frames[:, :4], actions[:, :3])
     real = model.advance(dreamed, frames[:, 4], actions[:, 3])
     _, dreamed = model.step(dreamed, actions[:, 3], noise)
-    corrected = dataclasses.replace(
-        dreamed, pending=dataclasses.replace(_pending(dreamed), frame=frames_to_model(frames[:, 4]))
-    )
+    corrected = dataclasses.replace(dreamed, pending=_pending(dreamed).corrected(frames_to_model(frames[:, 4])))
     expected = model.step(real, actions[:, 4], noise)[1]
     assert_same_state(model.step(corrected, actions[:, 4], noise)[1], expected, 1e-4)
+
+
+def test_a_dreamed_frame_says_nothing_of_the_motion_that_led_to_it(model: WorldModel) -> None:
+    """It shows what was expected; odometry that believed its eyes there would follow its own errors."""
+    frames, actions = clip()
+    start = model.prefill(model.initial_state(2), frames[:, :4], actions[:, :3])
+    dreamed = model.step(start, actions[:, 3], torch.zeros(2, 3, 16, 16))[1]
+    seen = dataclasses.replace(dreamed, pending=_pending(dreamed).corrected(_pending(dreamed).frame))
+    expected = _motions(dreamed)[:, :3]
+    for state, is_kept in ((dreamed, True), (seen, False)):
+        after = model.step(state, actions[:, 4], torch.zeros(2, 3, 16, 16))[1]
+        assert torch.equal(_motions(after)[:, 3:], expected) == is_kept
+
+
+def _motions(state: ModelState) -> torch.Tensor:
+    """The motion to the newest frame as it was told, and the one before it with what was made up for."""
+    odometry = _pending(state).odometry
+    assert odometry is not None
+    return odometry[:, :6]
 
 
 def test_a_state_without_odometry_is_refused(model: WorldModel) -> None:

@@ -190,7 +190,8 @@ class StepGraph:
         """The next frame's pose by odometry, from the pending frame; reads and writes nothing but buffers."""
         memory = self.memory
         assert self._odometry is not None
-        pose, carried = self._odometry(_there(memory.odometry), memory.frame, self._action, _there(memory.pose))
+        seen = _there(memory.odometry), memory.frame, self._action, _there(memory.pose)
+        pose, carried = self._odometry(*seen, ~memory.dreamed)
         _there(self._pose).copy_(pose)
         self._carried.copy_(carried)
 
@@ -202,9 +203,10 @@ class StepGraph:
         poses = () if memory.pose is None or self._pose is None else (memory.pose, self._pose)
         has_action = torch.stack([memory.has_action, self._has_action], dim=1)
         condition = self._network.embed_actions((memory.action, self._action), has_action, poses)
-        entering = memory.frame * (1 - expand_level(memory.noise_level, memory.frame))
+        level = memory.dreamed * feedback_level(memory.num_committed, c.feedback_interval)
+        entering = memory.frame * (1 - expand_level(level, memory.frame))
         frames = torch.stack([entering, self._shown(noise, self._first_level)], dim=1)
-        levels = F.embedding(F.pad(memory.noise_level[:, None], (0, 1), value=1.0).long(), self._end_levels)
+        levels = F.embedding(F.pad(level[:, None], (0, 1), value=1.0).long(), self._end_levels)
         output = self._network(frames, condition + levels, memory, 1, poses)
         memory.num_committed += 1
         self.noise_counters += 1
@@ -226,7 +228,7 @@ class StepGraph:
         memory.frame.copy_(frames_to_model(frame))
         memory.action.copy_(self._action)
         memory.has_action.fill_(True)
-        memory.noise_level.copy_(feedback_level(memory.num_committed, self.config.feedback_interval))
+        memory.dreamed.fill_(True)
         if memory.pose is not None and self._pose is not None:
             memory.pose.copy_(self._pose)
         if memory.odometry is not None:

@@ -38,7 +38,7 @@ class StepMemory:
 
     Attributes:
         layers: views of the buffers, one per layer.
-        frame, action, has_action, noise_level, pose, odometry: the pending frame, as in
+        frame, action, has_action, dreamed, pose, odometry: the pending frame, as in
             :class:`wm_gym.nn.state.PendingFrame`; ``pose`` is None unless the model is conditioned on poses,
             ``odometry`` unless it has odometry.
         num_committed: frames in memory, ``[B]``.
@@ -95,7 +95,7 @@ class StepMemory:
         else:
             self.action = buffer(1, c.action_size, dtype=torch.float32)[0]
         self.has_action = buffer(1, dtype=torch.bool)[0]
-        self.noise_level = buffer(1, dtype=torch.float32)[0]
+        self.dreamed = buffer(1, dtype=torch.bool)[0]
         self.pose = buffer(1, c.pose_size, dtype=torch.float32)[0] if c.pose_size else None
         self.odometry = buffer(1, odometry_state_size(c), dtype=torch.float32)[0] if c.odometry else None
         self.num_committed = buffer(1, dtype=torch.int64)[0]
@@ -157,7 +157,7 @@ class StepMemory:
             (self.frame, pending.frame),
             (self.action, pending.action),
             (self.has_action, pending.has_action),
-            (self.noise_level, pending.noise_level),
+            (self.dreamed, pending.dreamed),
             (self.num_committed, state.num_committed),
         ]
         if self.pose is not None and pending.pose is not None:
@@ -189,7 +189,7 @@ class StepMemory:
         )
         pose, odometry = (None if part is None else part[rows] for part in (self.pose, self.odometry))
         pending = PendingFrame(
-            self.frame[rows], self.action[rows], self.has_action[rows], self.noise_level[rows], pose, odometry
+            self.frame[rows], self.action[rows], self.has_action[rows], self.dreamed[rows], pose, odometry
         )
         return ModelState(layers, num_committed, pending)
 
@@ -197,7 +197,7 @@ class StepMemory:
     def correct(self, frame: ModelFrame) -> None:
         """Put real frames ``[B, C, H, W]`` in place of the newest ones; they will enter memory as they are."""
         self.frame.copy_(frame)
-        self.noise_level.zero_()
+        self.dreamed.zero_()
 
     @torch.no_grad()
     def copy_rows(self, rows: Tensor, source: StepMemory, source_rows: Tensor) -> None:

@@ -162,8 +162,8 @@ class WorldModel(nn.Module):
             part = slice(start, min(start + _PREFILL_FRAMES, length))
             clean, led = frames_to_model(frames[:, part]), actions[:, part]
             poses, odometry = self._locate(state, clean, led, None if pose is None else pose[:, part])
-            levels = torch.zeros_like(led[..., 0] if led.ndim > 2 else led, dtype=torch.float32)
-            state = self._append(state, PendingFrame(clean, led, has_action[:, part], levels, poses), odometry)
+            dreamed = torch.zeros_like(has_action[:, part])
+            state = self._append(state, PendingFrame(clean, led, has_action[:, part], dreamed, poses), odometry)
         return state
 
     def denoise(
@@ -181,11 +181,16 @@ class WorldModel(nn.Module):
             action: taken at the newest frame, ``[B]`` int64 or ``[B, A]`` float.
             pose: pose of the frame to come, ``[B, P]``; None to a model with odometry, which tells it then.
         """
-        noisy = self._next_frame(state, noisy_frame, noise_level, action, pose)
-        return self._predict(state, noisy, num_committed=0)[0]
+        noisy = self._next_frame(state, noisy_frame, action, pose)
+        return self._predict(state, noisy, noise_level, num_committed=0)[0]
 
     def advance(
-        self, state: ModelState, frame: Frame | ModelFrame, action: Action, pose: Pose | None = None
+        self,
+        state: ModelState,
+        frame: Frame | ModelFrame,
+        action: Action,
+        pose: Pose | None = None,
+        dreamed: bool = False,
     ) -> ModelState:
         """Make ``frame`` the newest frame of the state; the one that was newest enters the memory.
 
@@ -193,11 +198,14 @@ class WorldModel(nn.Module):
             frame: uint8 ``[B, H, W, C]``, or float ``[B, C, H, W]`` in [-1, 1], which is rounded to uint8 levels.
             action: the action that led to it.
             pose: its pose; None to a model with odometry, which tells it then.
+            dreamed: whether it is the model's own (`denoise`) and not a real one; see `PendingFrame`.
         """
         clean = frames_to_model(frame) if frame.dtype == torch.uint8 else quantize(frame)
         if state.pending is None:
             raise ValueError("the state has seen no frame yet; call prefill with at least one real frame first.")
-        fresh = self._next_frame(state, clean, clean.new_zeros(state.batch_size), action, pose)
+        fresh = self._next_frame(state, clean, action, pose)
+        if dreamed:
+            fresh = dataclasses.replace(fresh, dreamed=torch.ones_like(fresh.dreamed))
         return self._append(state, fresh.with_time(), fresh.odometry)
 
     def step(
@@ -225,16 +233,16 @@ class WorldModel(nn.Module):
             The prediction and the state that has it as its newest frame.
         """
         schedule = linear_schedule(num_denoising_steps)
-        frame = self._noise(state.batch_size, noise)
-        noisy = self._next_frame(state, frame, frame.new_ones(state.batch_size), action, pose)
-        prediction, layers = self._predict(state, noisy, num_committed=1)
+        noisy = self._next_frame(state, self._noise(state.batch_size, noise), action, pose)
+        level = noisy.frame.new_ones(state.batch_size)
+        prediction, layers = self._predict(state, noisy, level, num_committed=1)
         committed = ModelState(layers, state.num_committed + 1)
         for before, now in itertools.pairwise(schedule[:-1]):
             frame = euler_update(noisy.frame, prediction.frame, before, now)
-            noisy = dataclasses.replace(noisy, frame=frame, noise_level=torch.full_like(noisy.noise_level, now))
-            prediction, _ = self._predict(committed, noisy, num_committed=0)
-        enters = feedback_level(committed.num_committed, self.config.feedback_interval).to(self.device)
-        newest = dataclasses.replace(noisy, frame=quantize(prediction.frame), noise_level=enters)
+            noisy = dataclasses.replace(noisy, frame=frame)
+            prediction, _ = self._predict(committed, noisy, level * now, num_committed=0)
+        dreamed = torch.ones_like(noisy.dreamed)
+        newest = dataclasses.replace(noisy, frame=quantize(prediction.frame), dreamed=dreamed)
         return prediction, ModelState(committed.layers, committed.num_committed, newest)
 
     def _append(self, state: ModelState, fresh: PendingFrame, odometry: OdometryState | None) -> ModelState:
@@ -243,7 +251,10 @@ class WorldModel(nn.Module):
         num_committed = sequence.frame.shape[1] - 1
         layers = state.layers
         if num_committed:
-            layers = self._run(state, sequence.at_time(slice(0, num_committed)), num_committed)[1]
+            levels = sequence.frame.new_zeros(sequence.frame.shape[0], num_committed)
+            if state.pending is not None:
+                levels[:, 0] = self._entering_level(state, state.pending)
+            layers = self._run(state, sequence.at_time(slice(0, num_committed)), levels, num_committed)[1]
         newest = dataclasses.replace(sequence.at_time(-1), odometry=odometry)
         return ModelState(layers, state.num_committed + num_committed, newest)
 
@@ -270,20 +281,24 @@ class WorldModel(nn.Module):
             poses = torch.cat([before, pose], dim=1)
             carried = self.odometry.given(carried, poses, actions)
         elif seen.shape[1]:
-            told, carried = self.odometry.follow(carried, seen, actions, before[:, 0])
+            real = torch.ones(seen.shape[:2], dtype=torch.bool, device=seen.device)
+            if pending is not None:
+                real[:, 0] = ~pending.dreamed
+            told, carried = self.odometry.follow(carried, seen, actions, before[:, 0], real)
             poses = torch.cat([before, told], dim=1)
         else:
             poses = before
         return poses[:, -frames.shape[1] :], carried
 
     def _predict(
-        self, state: ModelState, noisy: PendingFrame, num_committed: int
+        self, state: ModelState, noisy: PendingFrame, level: NoiseLevel, num_committed: int
     ) -> tuple[Prediction, tuple[LayerState, ...]]:
         """Run the pending frame, if there is one, and then the noisy frame; return what is said of the latter."""
-        sequence = noisy.with_time()
+        sequence, levels = noisy.with_time(), level[:, None]
         if state.pending is not None:
             sequence = state.pending.with_time().followed_by(sequence)
-        output, layers = self._run(state, sequence, num_committed)
+            levels = torch.stack([self._entering_level(state, state.pending), level], dim=1)
+        output, layers = self._run(state, sequence, levels, num_committed)
         reward_logits, termination_logits = output.reward_logits[:, -1], output.termination_logits[:, -1]
         reward = self.reward_values[reward_logits.argmax(-1)]
         prediction = Prediction(
@@ -292,13 +307,13 @@ class WorldModel(nn.Module):
         return prediction, layers
 
     def _run(
-        self, state: ModelState, sequence: PendingFrame, num_committed: int
+        self, state: ModelState, sequence: PendingFrame, levels: NoiseLevels, num_committed: int
     ) -> tuple[Output, tuple[LayerState, ...]]:
         on_gpu = self.device.type == "cuda"
         with torch.autocast("cuda", torch.bfloat16) if on_gpu else contextlib.nullcontext():
             return self.backbone(
                 sequence.frame,
-                sequence.noise_level,
+                levels,
                 sequence.action,
                 sequence.has_action,
                 sequence.pose,
@@ -307,9 +322,11 @@ class WorldModel(nn.Module):
                 num_committed,
             )
 
-    def _next_frame(
-        self, state: ModelState, frame: ModelFrame, noise_level: NoiseLevel, action: Action, pose: Pose | None
-    ) -> PendingFrame:
+    def _entering_level(self, state: ModelState, pending: PendingFrame) -> NoiseLevel:
+        """At which the pending frame enters memory, ``[B]``: 0 keeps it, 1 keeps nothing of it."""
+        return pending.dreamed * feedback_level(state.num_committed, self.config.feedback_interval).to(self.device)
+
+    def _next_frame(self, state: ModelState, frame: ModelFrame, action: Action, pose: Pose | None) -> PendingFrame:
         batch = state.batch_size
         check_model_frame(self.config, frame, batch)
         if state.pending is None:
@@ -319,7 +336,7 @@ class WorldModel(nn.Module):
         has_action = torch.ones(batch, dtype=torch.bool, device=frame.device)
         poses, odometry = self._locate(state, frame[:, None], action[:, None], None if pose is None else pose[:, None])
         newest_pose = None if poses is None else poses[:, 0]
-        return PendingFrame(frame, action, has_action, noise_level, newest_pose, odometry)
+        return PendingFrame(frame, action, has_action, torch.zeros_like(has_action), newest_pose, odometry)
 
     def _noise(self, batch_size: int, source: Generator | Sequence[Generator] | ModelFrame) -> ModelFrame:
         c = self.config

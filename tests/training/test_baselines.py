@@ -108,7 +108,9 @@ def test_a_step_is_denoise_then_advance_also_beyond_window_and_cache(
             clean = model.denoise(split, frame, torch.full((2,), level), action).frame
             frame = torch.lerp(clean, frame, (level - 1 / num_denoising_steps) / level)
         torch.testing.assert_close(prediction.frame, frame, rtol=1e-4, atol=1e-5)
-        split = model.advance(split, prediction.frame, action)  # the same frame, lest rounding tips one level over
+        split = model.advance(
+            split, prediction.frame, action, dreamed=True
+        )  # the same frame, lest rounding tips one level over
     assert stepped.num_frames.tolist() == split.num_frames.tolist() == [2 + FRAMES] * 2
 
 

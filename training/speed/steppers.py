@@ -140,7 +140,7 @@ def filled_state(model: BaselineModel, num_frames: int) -> ModelState:
     c = model.config
     frame = torch.rand(1, c.frame_channels, c.frame_height, c.frame_width, device=model.device) * 2 - 1
     has_action = torch.ones(1, dtype=torch.bool, device=model.device)
-    pending = PendingFrame(frame, no_actions(model, 1), has_action, torch.zeros(1, device=model.device), None)
+    pending = PendingFrame(frame, no_actions(model, 1), has_action, torch.zeros_like(has_action), None)
     return dataclasses.replace(state, num_committed=torch.tensor([num_frames - 1]), pending=pending)
 
 

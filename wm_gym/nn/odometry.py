@@ -14,7 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wm_gym.array_typing import Action, Actions, ModelFrame, ModelFrames, Motions, OdometryState, Pose, Poses
+from wm_gym.array_typing import (
+    Action,
+    Actions,
+    FrameMask,
+    ModelFrame,
+    ModelFrames,
+    Motions,
+    OdometryState,
+    Pose,
+    Poses,
+    RowMask,
+)
 from wm_gym.nn.config import WorldModelConfig
 from wm_gym.ops.odometry import odometry_motions, odometry_scan, origin_pose
 from wm_gym.ops.step import Backend
@@ -112,7 +123,7 @@ class Odometry(nn.Module):
         return torch.zeros(batch_size, odometry_state_size(self.config), device=device)
 
     def forward(
-        self, state: OdometryState, frame: ModelFrame, action: Action, pose: Pose
+        self, state: OdometryState, frame: ModelFrame, action: Action, pose: Pose, real: RowMask
     ) -> tuple[Pose, OdometryState]:
         """Predict the pose of the next frame.
 
@@ -121,11 +132,13 @@ class Odometry(nn.Module):
             frame: the newest frame, ``[B, C, H, W]`` in [-1, 1].
             action: taken at it, ``[B]`` int64 or ``[B, A]`` float.
             pose: its pose as it was predicted or given, ``[B, 4]``.
+            real: whether the frame is, ``[B]``. A dreamed one shows what was expected, and tells nothing of the motion
+                that led to it.
 
         Returns:
             Pose and state of the next frame.
         """
-        poses, states = self.follow(state, frame[:, None], action[:, None], pose)
+        poses, states = self.follow(state, frame[:, None], action[:, None], pose, real[:, None])
         return poses[:, -1], states
 
     def first_pose(self, batch_size: int, device: torch.device) -> Pose:
@@ -133,21 +146,22 @@ class Odometry(nn.Module):
         return origin_pose((batch_size,), device)
 
     def follow(
-        self, state: OdometryState, frames: ModelFrames, actions: Actions, pose: Pose
+        self, state: OdometryState, frames: ModelFrames, actions: Actions, pose: Pose, real: FrameMask | None = None
     ) -> tuple[Poses, OdometryState]:
         """`forward` along a sequence: T frames ``[B, T, C, H, W]``, the actions taken at them ``[B, T]``.
 
         Args:
             state, pose: of the first frame.
+            real: which frames are, ``[B, T]``; None: all of them.
 
         Returns:
             Poses of the frames that the actions led to, ``[B, T, 4]``, and the state of the last of them.
         """
         looked = self.look(state, frames, actions)
         hidden, out, seen, has_previous, views = looked
-        weights = self._recurrent_weights()
+        weights, counts = self._recurrent_weights(), has_previous if real is None else has_previous * real[..., None]
         poses, recent = odometry_scan(
-            hidden, out, seen, has_previous, state[:, :_RECENT], pose, *weights, _MOTION_SCALE, backend=self.backend
+            hidden, out, seen, counts, state[:, :_RECENT], pose, *weights, _MOTION_SCALE, backend=self.backend
         )
         past = self._history(state, actions)[:, -1, self.config.action_size :]
         return poses, torch.cat([recent, torch.ones_like(recent[:, :1]), past, views[:, -1]], -1)

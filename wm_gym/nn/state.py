@@ -15,7 +15,6 @@ from wm_gym.array_typing import (
     ConvState,
     KVCache,
     ModelFrame,
-    NoiseLevel,
     OdometryState,
     Pose,
     RowCount,
@@ -49,7 +48,8 @@ class PendingFrame:
         frame: in [-1, 1].
         action: the action that led to it; anything where ``has_action`` is False.
         has_action: False for the first frame of a dream.
-        noise_level: that at which it enters memory: 0 keeps it, 1 keeps nothing of it (`feedback_interval`).
+        dreamed: whether the model made it itself. How much of such a frame enters memory, `feedback_interval` says, and
+            odometry does not look at it: it shows what was expected.
         pose: its pose, if the model is conditioned on poses.
         odometry: what the pose of the next frame is told from, beside this frame, if the model has odometry. A sequence
             of frames has none.
@@ -58,13 +58,13 @@ class PendingFrame:
     frame: ModelFrame
     action: Action
     has_action: RowMask
-    noise_level: NoiseLevel
+    dreamed: RowMask
     pose: Pose | None
     odometry: OdometryState | None = None
 
     def corrected(self, frame: ModelFrame) -> PendingFrame:
         """The same with a real frame in place of a dreamed one; it enters memory as it is."""
-        return dataclasses.replace(self, frame=frame, noise_level=torch.zeros_like(self.noise_level))
+        return dataclasses.replace(self, frame=frame, dreamed=torch.zeros_like(self.dreamed))
 
     def with_time(self) -> PendingFrame:
         """The same with an axis of one time step, ``[B, 1, …]``: a sequence of one frame."""
@@ -167,8 +167,8 @@ class ModelState:
                     tensors["pending.frame"],
                     tensors["pending.action"],
                     has_action,
-                    # States of earlier versions have none; there every frame entered as it was.
-                    tensors.get("pending.noise_level", torch.zeros(has_action.shape, device=has_action.device)),
+                    # States of earlier versions do not tell; there every frame entered as it was.
+                    tensors.get("pending.dreamed", torch.zeros_like(has_action)),
                     tensors.get("pending.pose"),
                     tensors.get("pending.odometry"),
                 )
