@@ -9,12 +9,21 @@ from typing import Any
 
 import numpy as np
 
+from agents.real_score import ROLLOUT_REWARD
 from wm_gym.comparison.plots import load_matplotlib
 from wm_gym.files import atomic_path
 
 Points = list[tuple[int, float]]  # (step, value)
 REWARD, LENGTH = "rollout/ep_rew_mean", "rollout/ep_len_mean"
-TAGS = (REWARD, LENGTH, "real/return", "dream/reward_per_step", "train/entropy_loss", "train/explained_variance")
+TAGS = (
+    ROLLOUT_REWARD,
+    REWARD,
+    LENGTH,
+    "real/return",
+    "dream/reward_per_step",
+    "train/entropy_loss",
+    "train/explained_variance",
+)
 MOST_POINTS = 200  # of a curve, in the file
 COLORS = ("#0b7285", "#c2255c", "#5f3dc4", "#e67700", "#2b8a3e", "#495057")
 
@@ -39,20 +48,32 @@ def read_learning(folder: Path) -> dict[str, Points]:
     return {tag: _thinned(sorted(curves[tag].items())) for tag in TAGS if tag in curves}
 
 
-def reward_per_step(learning: dict[str, Points], first_step: int = 0, window: int = 9) -> Points:
-    """Reward per step in the newest 100 episodes, a running mean over `window` of the points that are kept.
+def reward_per_step(learning: dict[str, Points], window: int = 9) -> Points:
+    """Reward per step while an agent learned, a running mean over `window` of the points that were kept.
+
+    Runs that did not write it down have the means over their newest episodes. These stand for all steps where episodes
+    are equally long; where a reward ends an episode they favour the lucky ones, so that nothing is given.
 
     Args:
         learning: of `read_learning`.
-        first_step: earlier points are left out. Episodes that a reward ends are the first to end: until every row has
-            had time for a whole one, the newest are the lucky ones.
         window: points; fewer at both ends.
     """
+    points = learning.get(ROLLOUT_REWARD, [])
     lengths = dict(learning.get(LENGTH, ()))
-    points = [(step, reward / lengths[step]) for step, reward in learning.get(REWARD, ()) if lengths.get(step)]
-    points = [point for point in points if point[0] >= first_step]
+    if not points and len(set(lengths.values())) == 1:
+        points = [(step, reward / lengths[step]) for step, reward in learning.get(REWARD, ()) if step in lengths]
     values, half = np.array([value for _, value in points]), window // 2
     return [(step, float(values[max(0, i - half) : i + half + 1].mean())) for i, (step, _) in enumerate(points)]
+
+
+def between_scores(scores: Sequence[dict[str, Any]]) -> Points:
+    """Reward per step in the dreams between two scores, as a line of steps; none where there was no dream."""
+    points, begin = [], 0
+    for score in scores:
+        if (rate := score["dreamed_reward_per_step"]) is not None:
+            points += [(begin, rate), (score["timesteps"], rate)]
+        begin = score["timesteps"]
+    return points
 
 
 def write_curves(path: Path, record: dict[str, Any]) -> None:
@@ -80,15 +101,13 @@ def write_curves(path: Path, record: dict[str, Any]) -> None:
 def _draw_learning(axes: Any, training: dict[str, Any], colors: dict[str, str]) -> None:
     """One colour for each run, paler for its further training seeds, with one entry in the legend."""
     for name, run in training.items():
-        settings = run["settings"]
-        first = settings["num_envs"] * (settings["horizon"] or 0)
         labels = [
             f"{name}: while it learns {_place(run)}",
-            f"{name}: scored in reality, {settings['score_episodes']} episodes",
+            f"{name}: scored in reality, {run['settings']['score_episodes']} episodes",
         ]
         for index, one in enumerate(run["seeds"].values()):
             style = {"color": colors.get(name, COLORS[-1]), "alpha": 1 - 0.3 * min(index, 2)}
-            if points := reward_per_step(one["learning"], first):
+            if points := reward_per_step(one["learning"]) or between_scores(one["scores"]):
                 axes.plot(*_columns(points), lw=1.4, label=labels[0], **style)
                 labels[0] = "_nolegend_"
             # A run that was only scored at its end has no curve to look at.

@@ -7,7 +7,7 @@ pytest.importorskip("tensorboard")
 
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.learning_curves import MOST_POINTS, read_learning, reward_per_step, write_curves
+from agents.learning_curves import MOST_POINTS, between_scores, read_learning, reward_per_step, write_curves
 from agents.results import interval95
 from agents.summary import SummaryConfig, describe, main, summarize
 from tests.agents.test_evaluate import TOY_ID
@@ -23,7 +23,14 @@ def make_run(folder, env="LSSVWM-MemoryMaze-v0", steps=(1000, 400), speeds=(20.0
     write_json(folder / "config.json", {"settings": settings, "train": {"env": env}, "command": command, "commit": "c"})
     for seed, last in enumerate(steps):
         scores = [
-            {"timesteps": at, "real_return": 1.0, "real_length": 10.0, "frames_per_second": speed, "stopped": False}
+            {
+                "timesteps": at,
+                "real_return": 1.0,
+                "real_length": 10.0,
+                "frames_per_second": speed,
+                "stopped": False,
+                "dreamed_reward_per_step": 0.01,
+            }
             for at, speed in zip((last // 2, last), speeds, strict=True)
         ]
         write_json(folder / f"seed_{seed}" / "scores.json", {"scores": scores})
@@ -123,13 +130,19 @@ def test_the_curves_of_a_run_that_went_on_are_joined_and_thinned_up_to_the_last_
     assert {value for step, value in points if step >= 250} == {4.0}
 
 
-def test_reward_per_step_leaves_out_the_episodes_that_were_first_to_end():
-    learning = {
-        "rollout/ep_rew_mean": [(1, 1.0), (2, 2.0), (3, 4.0)],
-        "rollout/ep_len_mean": [(1, 1.0), (2, 4.0), (3, 4.0)],
-    }
-    assert reward_per_step(learning, window=1) == [(1, 1.0), (2, 0.5), (3, 1.0)]
-    assert reward_per_step(learning, first_step=2) == [(2, 0.75), (3, 0.75)]
+def test_means_over_episodes_are_only_taken_for_reward_per_step_where_these_are_equally_long():
+    rewards, equal = [(1, 1.0), (2, 2.0), (3, 6.0)], [(1, 4.0), (2, 4.0), (3, 4.0)]
+    learning = {"rollout/ep_rew_mean": rewards, "rollout/ep_len_mean": equal}
+    assert reward_per_step(learning, window=1) == [(1, 0.25), (2, 0.5), (3, 1.5)]
+    assert reward_per_step(learning, window=3) == [(1, 0.375), (2, 0.75), (3, 1.0)]
+    lucky = {**learning, "rollout/ep_len_mean": [(1, 2.0), *equal[1:]]}
+    assert reward_per_step(lucky) == []
+    assert reward_per_step({**lucky, "rollout/reward_per_step": [(5, 0.5)]}) == [(5, 0.5)]
+
+
+def test_dreamed_rewards_between_scores_make_steps():
+    scores = [{"timesteps": at, "dreamed_reward_per_step": rate} for at, rate in ((10, 0.5), (30, None), (40, 1.0))]
+    assert between_scores(scores) == [(0, 0.5), (10, 0.5), (30, 1.0), (40, 1.0)]
 
 
 def test_the_command_writes_the_figures_and_a_plot(tmp_path, monkeypatch, capsys):
