@@ -24,7 +24,7 @@ TAGS = (
     "train/entropy_loss",
     "train/explained_variance",
 )
-MOST_POINTS = 200  # of a curve, in the file
+MOST_POINTS = 60  # of a curve, in the file
 COLORS = ("#0b7285", "#c2255c", "#5f3dc4", "#e67700", "#2b8a3e", "#495057")
 
 
@@ -116,11 +116,11 @@ def _draw_learning(axes: Any, training: dict[str, Any], colors: dict[str, str]) 
                 rates = [score["real_return"] / score["real_length"] for score in one["scores"]]
                 axes.plot(steps, rates, "o--", lw=0.8, mec="black", label=labels[1], **style)
                 labels[1] = "_nolegend_"
-    axes.set(xlabel="steps of training", ylabel="reward per step", ylim=(0, None))
+    axes.set(xlabel="steps of training", ylabel="reward per step", ylim=(0, 1.3 * axes.get_ylim()[1]))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g}M")
     axes.set_title("Learning: reward per step", fontsize=11)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8, loc="upper right")
+        axes.legend(frameon=False, fontsize=8, loc="upper left")
 
 
 def _place(run: dict[str, Any]) -> str:
