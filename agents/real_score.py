@@ -17,6 +17,7 @@ from agents.results import gap
 from wm_gym.files import atomic_path, write_json
 
 SCORES_FILE, DREAMED_FILE = "scores.json", "dreamed.json"
+ROLLOUT_REWARD = "rollout/reward_per_step"  # in TensorBoard
 # Apart from the seeds from 7,000,000 on that judge the model which these have chosen.
 FIRST_SELECTION_SEED = 7_500_000
 
@@ -63,6 +64,7 @@ class RealScore(BaseCallback):
         self._scores = read_scores(folder)
         self._saved_at = time.monotonic()
         self._reward, self._steps = 0.0, 0
+        self._before_rollout = (0.0, 0)
         self._began = time.monotonic()
         self._stops = False
 
@@ -76,6 +78,12 @@ class RealScore(BaseCallback):
             self._score(self.model)
         elif time.monotonic() - self._saved_at > self._checkpoint_seconds:
             self._save(self.model, MODEL_FILE)
+        self._before_rollout = self._reward, self._steps
+
+    def _on_rollout_end(self) -> None:
+        # Of all steps: the means over the newest episodes favour short ones where a reward ends an episode.
+        reward, steps = self._reward - self._before_rollout[0], self._steps - self._before_rollout[1]
+        self.logger.record(ROLLOUT_REWARD, reward / steps)
 
     def _on_step(self) -> bool:
         rewards = self.locals["rewards"]

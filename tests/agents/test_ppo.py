@@ -12,6 +12,7 @@ pytest.importorskip("stable_baselines3")
 from stable_baselines3 import PPO
 
 from agents.evaluate import EvaluateConfig, evaluate
+from agents.learning_curves import read_learning
 from agents.networks import ImageAndMemory
 from agents.ppo import main, train
 from agents.ppo_config import PRESETS, PpoConfig, make_specs, parse_arguments
@@ -57,7 +58,11 @@ def test_a_run_in_a_dream_leaves_models_scores_and_curves_that_can_be_evaluated(
         assert score["real_length"] == 5 and score["frames_per_second"] > 1
         assert score["gap"] is None or score["gap"] == pytest.approx(1 - score["real_return"] / score["dreamed_return"])
     folder = run.out / "seed_0"
-    assert (folder / "best.zip").is_file() and list((folder / "tensorboard").rglob("events.*"))
+    assert (folder / "best.zip").is_file()
+    curve = read_learning(folder)["rollout/reward_per_step"]
+    for last, score in zip((0, 32), scores, strict=True):
+        rates = [rate for step, rate in curve if last < step <= score["timesteps"]]
+        assert rates and np.mean(rates) == pytest.approx(score["dreamed_reward_per_step"], abs=1e-4)
     report = evaluate(
         EvaluateConfig(str(run.out), tmp_path / "e.json", TOY_ID, '{"max_episode_steps": 5}', episodes=2, workers=1)
     )
