@@ -23,12 +23,15 @@ def test_every_file_that_the_readme_links_to_exists() -> None:
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_the_figures_of_the_first_checkpoint_are_those_of_its_file() -> None:
-    figures = json.loads((ROOT / "docs" / "results" / "first_checkpoint.json").read_text())
+def test_the_figures_of_the_packaged_model_are_those_of_its_files() -> None:
+    figures = json.loads((ROOT / "docs" / "results" / "short_look.json").read_text())
     frame, reward = figures["frame"], figures["reward"]["from_noise"]
     assert f"{frame['psnr']:.1f} dB" in README
     assert f"{frame['psnr_copy_last']:.1f} dB" in README
     assert f"{reward['precision']:.2f} / {reward['recall']:.2f}" in README
+    retrieval = json.loads((ROOT / "docs" / "results" / "retrieval.json").read_text())["columns"]
+    psnr, ssim = (retrieval[metric]["kept"]["all"]["value"] for metric in ("psnr", "ssim"))
+    assert f"| **{psnr:.1f} dB** | {ssim:.3f} |".replace("| 0.", "| .") in README
 
 
 def test_the_figures_of_speed_are_those_of_their_files() -> None:
