@@ -39,22 +39,17 @@ def test_where_all_frames_are_treated_alike_no_count_is_copied_to_the_device(int
     assert feedback_level(counts, interval, torch.device("cpu")).tolist() == [float(interval == 0)] * 3
 
 
-def test_a_frame_that_does_not_enter_leaves_memory_as_any_other_frame_would() -> None:
-    model = tiny_model(hide_noise=True, feedback_interval=0)
+@pytest.mark.parametrize(("interval", "enters"), [(0, False), (1, True)])
+def test_memory_depends_on_what_a_dreamed_frame_shows_only_if_it_enters(interval: int, enters: bool) -> None:
+    model = tiny_model(hide_noise=True, feedback_interval=interval)
     state = dreamed(model, read(model), 2)[-1]
     assert state.pending is not None
     other = dataclasses.replace(state.pending, frame=torch.rand_like(state.pending.frame))
     one, two = (dreamed(model, dataclasses.replace(state, pending=p), 1)[0] for p in (state.pending, other))
-    assert_same_state(one, two)
-
-
-def test_a_frame_that_enters_changes_memory() -> None:
-    model = tiny_model(hide_noise=True, feedback_interval=1)
-    state = dreamed(model, read(model), 2)[-1]
-    assert state.pending is not None
-    other = dataclasses.replace(state.pending, frame=torch.rand_like(state.pending.frame))
-    one, two = (dreamed(model, dataclasses.replace(state, pending=p), 1)[0] for p in (state.pending, other))
-    assert not torch.equal(one.layers[0].ssm_state, two.layers[0].ssm_state)
+    if enters:
+        assert not torch.equal(one.layers[0].ssm_state, two.layers[0].ssm_state)
+    else:
+        assert_same_state(one, two)
 
 
 def test_real_frames_always_enter() -> None:

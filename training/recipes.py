@@ -129,8 +129,8 @@ def memory_maze_9x9() -> Recipe:
 def memory_maze_9x9_continued() -> Recipe:
     """Goes on from a checkpoint of `memory_maze_9x9` (``--init``), on long segments and on its own frames.
 
-    The packaged "memory-maze": 790 steps of `memory_maze_9x9`, 6.85 minutes of this, 4 H200s, 42.6M frames: 24.26 dB
-    over 20 dreamed frames in held-out mazes (docs/results/first_checkpoint.json).
+    The first checkpoint: 790 steps of `memory_maze_9x9`, 6.85 minutes of this, 4 H200s, 42.6M frames: 24.26 dB over 20
+    dreamed frames in held-out mazes (docs/results/first_checkpoint.json).
     """
     return dataclasses.replace(
         memory_maze_9x9(),

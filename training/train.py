@@ -27,7 +27,7 @@ from training.ema import ExponentialMovingAverage
 from training.initialisation import set_memory_length
 from training.loader import BatchLoader, open_dataset
 from training.losses import ClassWeights, class_weights
-from training.recipes import RECIPES, ROWS, Recipe, make_recipe
+from training.recipes import RECIPES, ROWS, Recipe, Stage, make_recipe
 from training.run_log import RunLog
 from training.run_state import RunState, checkpoints, load_data_seeds, load_run_state, save_run_state
 from training.store import open_store
@@ -141,20 +141,26 @@ def train(arguments: Arguments) -> Path:
                     log.say(f"Step {state.step}: {stage}")
                 last_stage = stage
                 learning_rate = recipe.learning_rate_at(state.step, progress)
-                try:
+                with telling_what_to_lower(state.step, recipe, stage):
                     batch = loader.batch(state.step, stage.batch_size, stage.length)
                     metrics = train_step(state, batch, recipe, stage, weights, learning_rate, processes)
-                except torch.OutOfMemoryError as error:
-                    raise MemoryError(
-                        f"The GPU has not enough memory at step {state.step}; lower --recipe.stages."
-                        f"{recipe.stages.index(stage)}.batch-size (now {stage.batch_size}) or .length ({stage.length})."
-                        + held_by_others()
-                    ) from error
                 sums.add(metrics, state.step)
                 log.advance(stage.batch_size * stage.length * processes.num_processes)
                 if state.step % recipe.log_steps == 0:
                     sums.check_finite(last_good)
                     log.write(state.step, sums.read(processes) | {"learning_rate": learning_rate, "progress": progress})
+
+
+@contextmanager
+def telling_what_to_lower(step: int, recipe: Recipe, stage: Stage) -> Iterator[None]:
+    """Makes of an out-of-memory error of the GPU a MemoryError that names the settings of the stage."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(
+            f"The GPU has not enough memory at step {step}; lower --recipe.stages.{recipe.stages.index(stage)}"
+            f".batch-size (now {stage.batch_size}) or .length ({stage.length}).{held_by_others()}"
+        ) from error
 
 
 def held_by_others() -> str:

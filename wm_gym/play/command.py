@@ -178,9 +178,8 @@ class Troupe:
                 others.append(stack.enter_context(contextlib.closing(_make(self._config.real_env, {}))))
                 self._check_spaces(others[0])
             else:
-                self._first.reset(
-                    seed=0
-                )  # so that clips that are not there, or too short, are known before anybody comes
+                # So that clips that are not there, or too short, are known before anybody comes.
+                self._first.reset(seed=0)
             if not self._is_dream:
                 return None
             if "num_denoising_steps" in self._arguments:
