@@ -9,7 +9,7 @@ import torch
 
 from tests.tiny import tiny_model
 from wm_gym.nn.config import WorldModelConfig
-from wm_gym.nn.pose import RayEmbedding
+from wm_gym.nn.pose import RayEmbedding, line_of_sight
 
 
 def _pose(x: float, y: float, angle: float) -> torch.Tensor:
@@ -30,6 +30,26 @@ def test_the_columns_share_the_cameras_field_of_view() -> None:
     angles = RayEmbedding(WorldModelConfig(pose_kind="planar", pose_size=4)).column_angles
     torch.testing.assert_close(angles, -angles.flip(0))
     assert math.radians(30) < float(angles.detach()[0]) < math.radians(40)
+
+
+def test_all_poses_along_a_line_look_along_the_same_line() -> None:
+    angle = torch.tensor(0.7)
+    start = torch.tensor([1.0, -2.0])
+    ahead = start + 3 * torch.stack([angle.cos(), angle.sin()])
+    beside = start + 0.5 * torch.stack([-angle.sin(), angle.cos()])  # half a cell to the left
+    here, there, left = (line_of_sight(position, angle) for position in (start, ahead, beside))
+    torch.testing.assert_close(there - here, torch.tensor([0.0, 3.0]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(left - here, torch.tensor([-0.5, 0.0]), atol=1e-6, rtol=0)
+
+
+def test_lines_are_told_in_addition_to_directions() -> None:
+    config = WorldModelConfig(pose_kind="planar", pose_size=4, ray_lines=True)
+    ray = RayEmbedding(config)
+    assert ray.line is not None
+    pose = _pose(1.0, 2.0, 0.3)
+    with_lines = ray(pose)
+    torch.nn.init.zeros_(ray.line.weight)
+    assert (ray(pose) - with_lines).abs().max() > 1e-3
 
 
 def test_a_pose_changes_what_is_seen() -> None:
@@ -61,6 +81,7 @@ def test_pure_noise_says_nothing_if_it_is_hidden(hide_noise: bool) -> None:
         ({"pose_kind": "planar"}, "pose_size 4"),
         ({"odometry": True, "pose_size": 4}, "need pose_kind 'planar'"),
         ({"pose_kind": "spatial"}, "expected 'vector' or 'planar'"),
+        ({"ray_lines": True}, "needs pose_kind 'planar'"),
         ({"num_scan_groups": 3}, "does not divide"),
     ],
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 # What checkpoints of earlier versions lack; the defaults are what those versions did.
-_NEWER_FIELDS = {"num_scan_groups", "pose_kind", "hide_noise", "feedback_interval", "odometry"}
+_NEWER_FIELDS = {"num_scan_groups", "pose_kind", "ray_lines", "hide_noise", "feedback_interval", "odometry"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class WorldModelConfig:
         pose_size: dimensions of the pose that conditions each frame; 0 for none.
         pose_kind: "vector" conditions whole frames on the pose; "planar" reads it as (x, y, cos heading, sin heading)
             and also tells each token the direction that it looks in.
+        ray_lines: whether tokens of planar poses are also told the line that they look along, which they share with
+            every other pose on it: its distance from the first pose, and how far along it they stand.
         hide_noise: whether a frame at noise level l enters the network times 1 - l, so that pure noise is a question
             and nothing else.
         feedback_interval: every how many frames one that was dreamed enters memory; the others enter as pure noise, so
@@ -56,6 +58,7 @@ class WorldModelConfig:
     action_size: int = 6
     pose_size: int = 0
     pose_kind: Literal["vector", "planar"] = "vector"
+    ray_lines: bool = False
     hide_noise: bool = False
     feedback_interval: int = 1
     odometry: bool = False
@@ -88,6 +91,8 @@ class WorldModelConfig:
                 "planar poses and odometry need pose_kind 'planar' and pose_size 4 (x, y, cos heading, sin heading), "
                 f"got {self.pose_kind!r} and {self.pose_size}."
             )
+        if self.ray_lines and self.pose_kind != "planar":
+            raise ValueError(f"ray_lines needs pose_kind 'planar', got {self.pose_kind!r}.")
         if self.feedback_interval < 0 or (self.feedback_interval != 1 and not self.hide_noise):
             raise ValueError(
                 "feedback_interval must be at least 0, and needs hide_noise unless it is 1, got "

@@ -30,9 +30,13 @@ class PlanarFeatures(nn.Module):
         self.register_buffer("harmonic", torch.arange(1.0, NUM_HARMONICS + 1), persistent=False)
 
     def forward(self, position: Tensor, angle: Tensor) -> Tensor:
-        phase = (position.float()[..., None] * self.frequency).flatten(-2)
         multiple = angle.float()[..., None] * self.harmonic
-        return torch.cat([phase.cos(), phase.sin(), multiple.cos(), multiple.sin()], dim=-1)
+        return torch.cat([self.of_lengths(position), multiple.cos(), multiple.sin()], dim=-1)
+
+    def of_lengths(self, lengths: Tensor) -> Tensor:
+        """Of two lengths ``[..., 2]`` alone, ``[..., 24]``."""
+        phase = (lengths.float()[..., None] * self.frequency).flatten(-2)
+        return torch.cat([phase.cos(), phase.sin()], dim=-1)
 
 
 class PlanarPose(nn.Module):
@@ -61,6 +65,7 @@ class RayEmbedding(nn.Module):
         self.column_angles = nn.Parameter(torch.atan(offset * math.tan(FIELD_OF_VIEW / 2)))
         self.features = PlanarFeatures()
         self.hidden = nn.Linear(_FEATURES, width)
+        self.line = nn.Linear(4 * len(WAVELENGTHS), width, bias=False) if config.ray_lines else None
         self.row = nn.Parameter(torch.randn(config.token_rows, width) * 0.1)
         self.out = nn.Linear(width, width)
 
@@ -69,7 +74,20 @@ class RayEmbedding(nn.Module):
         angle = heading_angle(pose)[..., None] + self.column_angles
         position = pose[..., None, :2].expand(*angle.shape, 2)
         hidden = self.hidden(self.features(position, angle))
+        if self.line is not None:
+            hidden = hidden + self.line(self.features.of_lengths(line_of_sight(position, angle)))
         return self.out(F.silu(hidden[..., None, :, :] + self.row[:, None].to(hidden.dtype)))
+
+
+def line_of_sight(position: Tensor, angle: Tensor) -> Tensor:
+    """The line through a position ``[..., 2]`` in direction ``angle`` ``[...]`` (radians), as two lengths ``[..., 2]``.
+
+    The first is how far to the left of the line the origin lies, the same all along it; the second how far along it
+    the position is.
+    """
+    x, y = position.float().unbind(-1)
+    cos, sin = angle.float().cos(), angle.float().sin()
+    return torch.stack([x * sin - y * cos, x * cos + y * sin], dim=-1)
 
 
 def heading_angle(pose: Poses) -> Tensor:
