@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +89,10 @@ def train_seed(config: PpoConfig, seed: int) -> None:
             minutes=config.minutes,
         )
         remaining = config.total_timesteps - model.num_timesteps
-        if remaining > 0:
-            model.learn(remaining, scores, tb_log_name="ppo", reset_num_timesteps=False)
-        scores.finish(model)
+        with closing(scores):
+            if remaining > 0:
+                model.learn(remaining, scores, tb_log_name="ppo", reset_num_timesteps=False)
+            scores.finish(model)
     finally:
         env.close()
 

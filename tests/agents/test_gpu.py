@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("stable_baselines3")
 
-from agents.evaluate import play
+from agents.episodes import play
 from agents.mcts import make_search
 from agents.planner import make_planner
 from agents.ppo import train
