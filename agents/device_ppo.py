@@ -96,8 +96,9 @@ class DevicePPO(PPO):
     tested against SB3's own.
     """
 
-    def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        super().__init__(*arguments, rollout_buffer_class=DeviceRollouts, **keywords)
+    def _setup_model(self) -> None:
+        self.rollout_buffer_class = DeviceRollouts  # also where a file was saved by SB3's PPO
+        super()._setup_model()
 
     def train(self) -> None:
         """Learns from the rollouts. On a GPU results are not reproducible to the last bit."""

@@ -25,8 +25,8 @@ class Nothing(BaseCallback):
         return True
 
 
-def collected(tmp_path, kwargs, on_device, memory, env="LSSVWM-MemoryMaze-v0"):
-    """Two rollouts by a policy of seed 0, in the same dreams or real episodes."""
+def collected(tmp_path, kwargs, on_device, memory, env="LSSVWM-MemoryMaze-v0", folder=None):
+    """Two rollouts by a policy of seed 0 or that of a folder, in the same dreams or real episodes."""
     config = PpoConfig(
         env=env,
         env_kwargs=json.dumps(kwargs),
@@ -40,10 +40,10 @@ def collected(tmp_path, kwargs, on_device, memory, env="LSSVWM-MemoryMaze-v0"):
     )
     batch = make_specs(config)[0].make_batch(NUM_ENVS, "cpu", on_device, 1 if memory else NUM_ENVS)
     env = Sb3VecEnv(batch, with_info=False)
-    model = make_model(config, 0, env if on_device else VecMonitor(env), tmp_path, "cpu", on_device)
+    model = make_model(config, 0, env if on_device else VecMonitor(env), folder or tmp_path, "cpu", on_device)
     model.env.seed(7)
     torch.manual_seed(3)
-    _, callback = model._setup_learn(1000, Nothing())
+    _, callback = model._setup_learn(1000, Nothing(), reset_num_timesteps=False)
     buffers = []
     for _ in range(2):
         assert model.collect_rollouts(model.env, callback, model.rollout_buffer, NUM_STEPS)
@@ -145,3 +145,15 @@ def test_learning_asks_for_the_fastest_convolutions_and_leaves_the_settings_as_t
     model.train()
     assert set(seen) == {(False, True)}
     assert (cudnn.deterministic, cudnn.benchmark) == (True, False)
+
+
+def test_a_model_that_sb3s_own_ppo_saved_goes_on_learning(tmp_path):
+    real = {"kwargs": {"terminate_after_rewards": 1}, "env": BATCH_ID}
+    theirs, _ = collected(tmp_path, on_device=False, memory=False, **real)
+    (tmp_path / "seed_0").mkdir()
+    theirs.save(tmp_path / "seed_0" / "model.zip")
+    ours, buffers = collected(tmp_path, on_device=True, memory=False, **real, folder=tmp_path / "seed_0")
+    assert isinstance(ours, DevicePPO) and ours.num_timesteps == theirs.num_timesteps + 2 * NUM_ENVS * NUM_STEPS
+    for name, weights in theirs.policy.state_dict().items():
+        torch.testing.assert_close(ours.policy.state_dict()[name], weights)
+    assert buffers[0]["values"].any()
