@@ -104,8 +104,8 @@ class DevicePPO(PPO):
         """Learns from the rollouts. On a GPU results are not reproducible to the last bit."""
         cudnn = torch.backends.cudnn
         settings = cudnn.deterministic, cudnn.benchmark
-        # SB3 demands reproducible convolutions of cuDNN, whose gradients take several times as long. Minibatches are of
-        # one size, so that the fastest are soon found.
+        # SB3 asks cuDNN for reproducible convolutions and forbids it to try which are fastest. Minibatches are of one
+        # size, so that these are soon found.
         cudnn.deterministic, cudnn.benchmark = False, True
         try:
             super().train()
