@@ -1,4 +1,4 @@
-"""PPO whose rollouts stay on the device where they are dreamed: frames never pass through the host's memory."""
+"""PPO whose rollouts stay on one device: dreamed frames never pass through the host's memory, real ones do once."""
 
 from __future__ import annotations
 
@@ -89,14 +89,28 @@ class DeviceRollouts(RolloutBuffer):
 
 
 class DevicePPO(PPO):
-    """SB3's PPO over a batch of dreams that gives tensors (`agents.sb3.Sb3VecEnv` around output="torch").
+    """SB3's PPO over a batch that gives tensors: `agents.sb3.Sb3VecEnv` around dreams with output="torch", or around
+    real environments in an `agents.tensor_batch.TensorBatch`.
 
     The same algorithm with the same files; only what happens in a rollout stays on the device. What it does there is
     tested against SB3's own.
     """
 
-    def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        super().__init__(*arguments, rollout_buffer_class=DeviceRollouts, **keywords)
+    def _setup_model(self) -> None:
+        self.rollout_buffer_class = DeviceRollouts  # also where a file was saved by SB3's PPO
+        super()._setup_model()
+
+    def train(self) -> None:
+        """Learns from the rollouts. On a GPU results are not reproducible to the last bit."""
+        cudnn = torch.backends.cudnn
+        settings = cudnn.deterministic, cudnn.benchmark
+        # SB3 asks cuDNN for reproducible convolutions and forbids it to try which are fastest. Minibatches are of one
+        # size, so that these are soon found.
+        cudnn.deterministic, cudnn.benchmark = False, True
+        try:
+            super().train()
+        finally:
+            cudnn.deterministic, cudnn.benchmark = settings
 
     def _excluded_save_params(self) -> list[str]:
         # Tensors of a GPU could not be loaded without one; a run that goes on begins new episodes anyway.

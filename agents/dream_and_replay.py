@@ -1,8 +1,8 @@
 """One policy's actions, chosen in a dream and taken again in the real environment, from the same real context.
 
-Three parts, because a GPU dreams many episodes at once while real environments run in a process each: a policy leads
-real episodes through the context, then the policy under test acts in dreams of all of them, then its actions are taken
-in the real episodes.
+In parts, because a GPU dreams many episodes at once while real environments run in a process each: a policy leads real
+episodes through the context, then the policy under test acts in dreams of all of them, then its actions are taken in
+the real episodes. For comparison it also acts there itself.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import gymnasium as gym
@@ -21,12 +22,13 @@ import torch
 from gymnasium.vector import AutoresetMode
 from tqdm import tqdm
 
-from agents.environments import EnvSpec
+from agents.environments import EnvSpec, MemorySpec
 from agents.policies import PolicyMaker, policy_maker
 from wm_gym.comparison.record import Record, map_entries
 from wm_gym.contexts import Context
 from wm_gym.memory_feature import MemoryFeature
 from wm_gym.policies import policy_seed
+from wm_gym.wrappers import MemoryObservation
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,17 @@ class RealEpisodes:
         Raises RuntimeError if the same actions led to another context: the environment's seed does not decide it.
         """
         return list(self._call("replay", _replay, list(zip(seeds, contexts, dreamed, strict=True))))
+
+    def act(
+        self, policy: str, memory: MemorySpec | None, seeds: Sequence[int], contexts: Sequence[Context], num_steps: int
+    ) -> list[np.ndarray]:
+        """Rewards [S] of the policy itself, from the end of each context on, without a dream; S is at most `num_steps`.
+
+        It sees what it saw in `DreamRows.play`: no info, a new episode of its own, and with a memory that of a model
+        which has read the context.
+        """
+        calls = [(policy, memory, seed, context, num_steps) for seed, context in zip(seeds, contexts, strict=True)]
+        return list(self._call("acting", _act, calls))
 
 
 @contextmanager
@@ -265,6 +278,29 @@ def _replay(env: gym.Env[Any, Any], seed: int, context: Context, dreamed: Dreame
         reference_seconds=0.0,
         map=map_entries([*infos, *[infos[-1]] * after]),
     )
+
+
+def _act(
+    env: gym.Env[Any, Any], policy: str, memory: MemorySpec | None, seed: int, context: Context, num_steps: int
+) -> np.ndarray:
+    if memory is not None:
+        env = MemoryObservation(env, memory.checkpoint, memory.size, memory.seed)
+    obs, _ = env.reset(seed=seed)
+    for action in context.actions:
+        obs, *_ = env.step(action)
+    acts = _kept_maker(policy)(env, policy_seed(seed))
+    acts.reset({})
+    rewards, ended = [], False
+    while len(rewards) < num_steps and not ended:
+        obs, reward, terminated, truncated, _ = env.step(acts(obs, {}))
+        rewards.append(float(reward))
+        ended = terminated or truncated
+    return np.array(rewards)
+
+
+@lru_cache(maxsize=8)
+def _kept_maker(policy: str) -> PolicyMaker:
+    return policy_maker(policy)
 
 
 def _stacked(contexts: Sequence[Context]) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 import wm_gym  # noqa: F401 (registers the environments)
 from agents.process_batch import ProcessBatch
+from agents.tensor_batch import TensorBatch
 from wm_gym.wrappers import MemoryObservation, MemoryVectorObservation
 
 
@@ -54,8 +55,8 @@ class EnvSpec:
 
         Args:
             num_envs: how many.
-            device: of dreams.
-            tensors: dreams give tensors on their device, not arrays.
+            device: of dreams, and of tensors.
+            tensors: the batch speaks in tensors on that device, not in arrays.
             envs_per_process: of environments that are no dreams; more than one where the environment has a batched
                 version, as Memory Maze has.
 
@@ -88,10 +89,10 @@ class EnvSpec:
                 vector_kwargs={"autoreset_mode": mode},
                 **self._arguments(),
             )
-        if self.memory is None:
-            return envs
-        checkpoint = None if self.is_dream() else self.memory.checkpoint
-        return MemoryVectorObservation(envs, checkpoint, self.memory.size, self.memory.seed, device)
+        if self.memory is not None:
+            checkpoint = None if self.is_dream() else self.memory.checkpoint
+            envs = MemoryVectorObservation(envs, checkpoint, self.memory.size, self.memory.seed, device)
+        return TensorBatch(envs, device) if tensors and not self.is_dream() else envs
 
     def _arguments(self) -> dict[str, Any]:
         limit = {} if self.max_episode_steps is None else {"max_episode_steps": self.max_episode_steps}

@@ -8,28 +8,22 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
-import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import torch
 import tyro
-from tqdm import tqdm
 
 from agents.environments import EnvSpec, parse_kwargs
-from agents.policies import policy_maker
+from agents.episodes import EpisodePool
 from agents.results import Result, gap, interval95, kept_results, policy_models, policy_settings
 from wm_gym.files import write_json
 from wm_gym.provenance import command_arguments, provenance
 
 FIRST_EVALUATION_SEED = 7_000_000
-POLICY_STREAM = 1 << 32  # keeps a policy's random numbers apart from those of its environment
 
 
 @dataclass(frozen=True)
@@ -78,64 +72,23 @@ def evaluate(config: EvaluateConfig, argv: Sequence[str] = ()) -> dict[str, Any]
         "first_seed": config.seed,
     }
     results = kept_results(config.out, settings, "agents.evaluate")
-    for name, path in models.items():
-        done = results.setdefault(name, [])
-        seeds = range(config.seed, config.seed + config.episodes)
-        missing = sorted(set(seeds) - {result["seed"] for result in done})
-        for result in score(spec, path, missing, config.workers):
-            done.append(result)
-            done.sort(key=lambda one: one["seed"])
+    wanted = range(config.seed, config.seed + config.episodes)
+    names = {path: name for name, path in models.items()}
+    missing = []
+    for path, name in names.items():
+        done = {result["seed"] for result in results.setdefault(name, [])}
+        missing += [(path, seed) for seed in wanted if seed not in done]
+    missing.sort(key=lambda job: job[1])  # models take turns: if time runs out, all have played about as much
+    with EpisodePool(spec, config.workers) as pool:
+        for path, result in pool.play(missing):
+            results[names[path]].append(result)
+            results[names[path]].sort(key=lambda one: one["seed"])
             write_json(config.out, _report(settings, results, argv))
     report = _report(settings, results, argv)
     if (dreamed := _dreamed(run, report)) is not None:
         report |= dreamed
     write_json(config.out, report)
     return report
-
-
-def score(spec: EnvSpec, policy: str, seeds: Sequence[int], workers: int = 1) -> Iterator[Result]:
-    """Plays the episodes of `seeds`, in any order; the result of each comes when it ends.
-
-    Args:
-        spec: the environment; every process makes one.
-        policy: as `EvaluateConfig.policy`, but a file in place of a run.
-        seeds: of the episodes.
-        workers: processes, 0 for one per core; with 1 all is done in this one.
-
-    Raises what making the environment or the policy raises; RuntimeError if a process dies.
-    """
-    workers = min(workers or os.cpu_count() or 1, len(seeds))
-    if workers <= 1:
-        env, make = spec.make() if seeds else None, policy_maker(policy)
-        try:
-            for seed in tqdm(seeds, desc="episodes", leave=False, disable=None):
-                assert env is not None
-                yield play(env, make, seed)
-        finally:
-            if env is not None:
-                env.close()
-        return
-    # Spawned, for a renderer or a CUDA context does not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker, (spec, policy)) as pool:
-        futures = [pool.submit(_play_in_worker, seed) for seed in seeds]
-        try:
-            for future in tqdm(as_completed(futures), total=len(seeds), desc="episodes", leave=False, disable=None):
-                yield future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def play(env: gym.Env[Any, Any], make: Callable[[gym.Env[Any, Any], int], Any], seed: int) -> Result:
-    """One whole episode of the environment's `seed`, with a policy that is decided by the seed, too."""
-    policy = make(env, seed + POLICY_STREAM)
-    obs, info = env.reset(seed=seed)
-    policy.reset(info)
-    total, length, ended = 0.0, 0, False
-    while not ended:
-        obs, reward, terminated, truncated, info = env.step(policy(obs, info))
-        total, length, ended = total + float(reward), length + 1, terminated or truncated
-    return {"seed": seed, "return": total, "length": length}
 
 
 def summary(results: Sequence[Result]) -> dict[str, Any]:
@@ -147,23 +100,6 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
         "interval95": interval95(returns),
         "mean_length": math.fsum(result["length"] for result in results) / len(results),
     }
-
-
-class _Worker:
-    """What a process keeps between its episodes."""
-
-    env: gym.Env[Any, Any]
-    make: Callable[[gym.Env[Any, Any], int], Any]
-
-
-def _start_worker(spec: EnvSpec, policy: str) -> None:
-    torch.set_num_threads(1)
-    _Worker.env = spec.make()
-    _Worker.make = policy_maker(policy)
-
-
-def _play_in_worker(seed: int) -> Result:
-    return play(_Worker.env, _Worker.make, seed)
 
 
 def _report(settings: dict[str, Any], results: dict[str, list[Result]], argv: Sequence[str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def train_seed(config: PpoConfig, seed: int) -> None:
     if is_finished(config, folder):
         return
     device = choose_device(config.device)
-    on_device = train_spec.is_dream() and not config.recurrent
+    on_device = not config.recurrent
     batch = train_spec.make_batch(config.num_envs, device, on_device, config.envs_per_process)
     env = Sb3VecEnv(batch, with_info=False)
     env = env if on_device else VecMonitor(env)
@@ -88,9 +89,10 @@ def train_seed(config: PpoConfig, seed: int) -> None:
             minutes=config.minutes,
         )
         remaining = config.total_timesteps - model.num_timesteps
-        if remaining > 0:
-            model.learn(remaining, scores, tb_log_name="ppo", reset_num_timesteps=False)
-        scores.finish(model)
+        with closing(scores):
+            if remaining > 0:
+                model.learn(remaining, scores, tb_log_name="ppo", reset_num_timesteps=False)
+            scores.finish(model)
     finally:
         env.close()
 
@@ -98,7 +100,7 @@ def train_seed(config: PpoConfig, seed: int) -> None:
 def make_model(config: PpoConfig, seed: int, env: VecEnv, folder: Path, device: str, on_device: bool) -> Any:
     """The newest model of the folder, or one that has learned nothing.
 
-    `on_device`: the environment is a batch of dreams that gives tensors, and rollouts stay where they are dreamed.
+    `on_device`: the environment is a batch that gives tensors, and rollouts stay on their device.
 
     Raises ValueError for spaces that the network cannot take, or a damaged file.
     """

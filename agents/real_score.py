@@ -11,9 +11,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.environments import EnvSpec
-from agents.evaluate import score, summary
+from agents.episodes import EpisodePool
+from agents.evaluate import summary
 from agents.policies import BEST_FILE, MODEL_FILE
-from agents.results import gap
+from agents.results import Result, gap
 from wm_gym.files import atomic_path, write_json
 
 SCORES_FILE, DREAMED_FILE = "scores.json", "dreamed.json"
@@ -56,8 +57,8 @@ class RealScore(BaseCallback):
         minutes: float | None = None,
     ) -> None:
         super().__init__()
-        self._folder, self._spec = folder, spec
-        self._every, self._episodes, self._workers, self._patience = every, episodes, workers, patience
+        self._folder, self._pool = folder, EpisodePool(spec, workers)
+        self._every, self._episodes, self._patience = every, episodes, patience
         self._checkpoint_seconds = 60 * checkpoint_minutes
         self._is_dream, self._comparable = is_dream, comparable
         self._seconds_left = float("inf") if minutes is None else 60 * minutes
@@ -100,9 +101,7 @@ class RealScore(BaseCallback):
         trained = time.monotonic() - self._began
         self._seconds_left -= trained
         speed = self._steps / max(trained, 1e-9)
-        seeds = range(FIRST_SELECTION_SEED, FIRST_SELECTION_SEED + self._episodes)
-        path = str(self._folder / MODEL_FILE)
-        real = summary(list(score(self._spec, path, seeds, self._workers)))
+        real = summary(self._play())
         rate = self._reward / self._steps if self._is_dream and self._steps else None
         dreamed = rate * real["mean_length"] if rate is not None and self._comparable else None
         best = max((one["real_return"] for one in self._scores), default=float("-inf"))
@@ -130,6 +129,17 @@ class RealScore(BaseCallback):
         self._show(model, entry)
         self._reward, self._steps = 0.0, 0
         self._began = time.monotonic()
+
+    def _play(self) -> list[Result]:
+        """Real episodes of the newest model. The processes are kept for the next score: they take long to start."""
+        path = str(self._folder / MODEL_FILE)
+        seeds = range(FIRST_SELECTION_SEED, FIRST_SELECTION_SEED + self._episodes)
+        played = [result for _, result in self._pool.play([(path, seed) for seed in seeds])]
+        return sorted(played, key=lambda one: one["seed"])
+
+    def close(self) -> None:
+        """Ends the processes that play."""
+        self._pool.close()
 
     def _save(self, model: BaseAlgorithm, name: str) -> None:
         with atomic_path(self._folder / name) as temporary:

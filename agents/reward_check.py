@@ -2,6 +2,7 @@
 
 From the end of a real context a policy acts in a dream; the same actions are then taken in the real environment, from
 the same point. What is found tells an agent that reaches its goals from one that has learned to please the reward head.
+From the same point the agent also acts in reality itself: its return there beside the dreamed one is the gap in return.
 The file is written after every batch, and the same command goes on where it stopped.
 """
 
@@ -114,10 +115,8 @@ def check_rewards(config: RewardCheckConfig, argv: Sequence[str] = ()) -> dict[s
         name: [seed for seed in seeds if seed not in {one["seed"] for one in results.get(name, [])}] for name in models
     }
 
-    def keep(name: str, records: Sequence[Record]) -> None:
-        results[name] = sorted(
-            results.get(name, []) + [episode_result(one) for one in records], key=lambda one: one["seed"]
-        )
+    def keep(name: str, played: Sequence[Result]) -> None:
+        results[name] = sorted([*results.get(name, []), *played], key=lambda one: one["seed"])
         write_json(config.out, _report(config, settings, results, argv))
 
     if any(missing.values()):
@@ -139,6 +138,9 @@ def describe(report: dict[str, Any]) -> str:
             f"  return {one['dreamed_return']:.2f} dreamed, {one['real_return']:.2f} real, gap {gap}; at most "
             f"{one['most_unbacked_in_a_row']} false rewards in a row",
         ]
+        if one["acted_return"] is not None:
+            gap = "none" if one["acted_gap"] is None else f"{one['acted_gap']:.0%}"
+            lines.append(f"  return {one['acted_return']:.2f} where it acts in reality instead, gap {gap}")
     return "\n".join(lines)
 
 
@@ -169,7 +171,7 @@ def _play(
     real: EnvSpec,
     models: dict[str, str],
     missing: dict[str, list[int]],
-    keep: Callable[[str, list[Record]], None],
+    keep: Callable[[str, list[Result]], None],
 ) -> None:
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     device = resolve_device(device)
@@ -190,7 +192,8 @@ def _play(
                     contexts = episodes.lead(config.context_policy, seeds, config.context)
                     dreamed = rows.play(make, seeds, contexts)
                     records = episodes.replay(seeds, contexts, dreamed)
-                    keep(name, records)
+                    acted = episodes.act(models[name], dream.memory, seeds, contexts, config.horizon)
+                    keep(name, [episode_result(*one) for one in zip(records, acted, strict=True)])
                     films.append(records[0])
     finally:
         rows.close()

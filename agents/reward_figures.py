@@ -19,8 +19,11 @@ NUM_RESAMPLES = 10_000
 Z95 = 1.959964  # standard normal
 
 
-def episode_result(record: Record) -> Result:
-    """What the figures need of an episode in which the dream is the environment under test, as JSON types."""
+def episode_result(record: Record, acted: np.ndarray) -> Result:
+    """What the figures need of an episode in which the dream is the environment under test, as JSON types.
+
+    `acted`: rewards [S] of the policy itself in the real environment, from the same context.
+    """
     real_frames = record.reference_frames[record.num_context_frames :]
     quality = psnr(record.frames, real_frames)
     return {
@@ -30,6 +33,7 @@ def episode_result(record: Record) -> Result:
         "real_end": record.reference_end,
         "dreamed": _sparse(record.rewards),
         "real": _sparse(record.reference_rewards),
+        "acted": _sparse(acted),
         "psnr": [round(float(quality[first:last].mean()), 2) for first, last in ranges(record.num_steps)],
     }
 
@@ -60,6 +64,7 @@ def reward_figures(results: Sequence[Result], tolerance: int) -> dict[str, Any]:
         "real_return_interval95": interval95(returns[1]),
         "gap": gap(*means),
         "return_ratio": means[0] / means[1] if means[1] else None,
+        **_acted(results),
         "most_unbacked_in_a_row": max(map(_unbacked_in_a_row, matches)),
         "longest_dreamed_run": max(map(_longest_run, dreamed)),
         "longest_real_run": max(map(_longest_run, real)),
@@ -125,6 +130,26 @@ def _first(matches: Sequence[RewardAgreement]) -> dict[str, Any]:
         "episodes_with_dreamed_rewards": len(backed),
         "first_precision": sum(backed) / len(backed) if backed else None,
         "first_precision_interval95": proportion95(backed, [1] * len(backed)),
+    }
+
+
+def _acted(results: Sequence[Result]) -> dict[str, Any]:
+    """The gap between the returns of the policy in dreams and in reality, where it acts in both from the same contexts.
+
+    Of the episodes for which both are known: results that were kept by earlier versions have one of them.
+    """
+    both = [
+        [math.fsum(reward for _, reward in one[side]) for side in ("dreamed", "acted")]
+        for one in results
+        if "acted" in one
+    ]
+    if not both:
+        return {"acted_return": None, "acted_return_interval95": None, "acted_gap": None}
+    dreamed, acted = zip(*both, strict=True)
+    return {
+        "acted_return": math.fsum(acted) / len(both),
+        "acted_return_interval95": interval95(acted),
+        "acted_gap": gap(math.fsum(dreamed) / len(both), math.fsum(acted) / len(both)),
     }
 
 

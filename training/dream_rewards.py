@@ -2,11 +2,13 @@
 
 From moments shortly before a recorded reward a model dreams on under the recorded actions. Its reward head is right if
 it first rewards within a few steps of the record. The file says so for each threshold of its probability, and which is
-best: the `reward_threshold` of an environment in which agents are to learn.
+best: the `reward_threshold` of an environment in which agents are to learn. It also says how far ahead rewards are
+dreamed, which is how long such dreams are worth going on.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ from wm_gym.step_graph import StepGraph
 from wm_gym.world_model import WorldModel
 
 THRESHOLDS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9)
+DISTANCE_ENDS = (5, 10, 15, 20, 30, 40, 60, 80, 120, 200)  # ranges of steps from a dream's start to its reward
 ROWS_READ_AT_ONCE = 8  # bounds the memory that reading contexts takes
 
 
@@ -141,6 +144,25 @@ def threshold_figures(likely: np.ndarray, steps: np.ndarray, tolerance: int) -> 
     return rows
 
 
+def recall_by_distance(likely: np.ndarray, steps: np.ndarray, tolerance: int, threshold: float) -> list[dict[str, Any]]:
+    """How often a reward is dreamed, by how many steps away it was; ranges without any are left out.
+
+    Args:
+        likely, steps, tolerance: as of `threshold_figures`.
+        threshold: of the probability.
+    """
+    above = likely > threshold
+    first = np.where(above.any(1), above.argmax(1) + 1, likely.shape[1] + tolerance + 1)
+    found = np.abs(first - steps) <= tolerance
+    rows = []
+    farthest = int(steps.max())
+    for low, high in itertools.pairwise([0, *(end for end in DISTANCE_ENDS if end < farthest), farthest]):
+        inside = (steps > low) & (steps <= high)
+        if count := int(inside.sum()):
+            rows.append({"steps": f"{low + 1}-{high}", "rewards": count, "recall": float(found[inside].mean())})
+    return rows
+
+
 def run(config: DreamRewardsConfig, argv: list[str]) -> dict[str, Any]:
     """The command: returns what the file has.
 
@@ -167,6 +189,7 @@ def run(config: DreamRewardsConfig, argv: list[str]) -> dict[str, Any]:
         "num_denoising_steps": config.num_denoising_steps,
         "best_threshold": best["threshold"] if best["hits"] else None,  # None: dreams give none of these rewards
         "by_threshold": figures,
+        "by_distance": recall_by_distance(likely, moments.steps, config.tolerance, best["threshold"]),
         **provenance("training.dream_rewards", argv),
     }
     write_json(config.out, report)
@@ -182,6 +205,8 @@ def main() -> int:
         return 1
     for one in report["by_threshold"]:
         print(", ".join(f"{name} {round(value, 3) if value is not None else None}" for name, value in one.items()))
+    for one in report["by_distance"]:
+        print(f"steps {one['steps']}: recall {one['recall']:.2f} of {one['rewards']} rewards")
     print(f"best threshold: {report['best_threshold']}")
     return 0
 

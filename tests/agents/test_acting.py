@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("stable_baselines3")
 
 from agents.acting import RememberingPolicy, make_agent
-from agents.evaluate import play
+from agents.episodes import play
 from agents.policies import policy_maker
 from agents.ppo import train
 from agents.ppo_config import PRESETS, PpoConfig

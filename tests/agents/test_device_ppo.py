@@ -8,12 +8,14 @@ import torch
 pytest.importorskip("stable_baselines3")
 
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecMonitor
 
 from agents.device_ppo import DevicePPO, DeviceRollouts
 from agents.ppo import make_model
 from agents.ppo_config import PpoConfig, make_specs
 from agents.sb3 import Sb3VecEnv
+from tests.agents.toy_batch import BATCH_ID
 
 NUM_ENVS, NUM_STEPS = 5, 20
 
@@ -23,11 +25,11 @@ class Nothing(BaseCallback):
         return True
 
 
-def collected(tmp_path, tiny_kwargs, on_device, memory):
-    """Two rollouts by a policy of seed 0, in the same dreams."""
+def collected(tmp_path, kwargs, on_device, memory, env="LSSVWM-MemoryMaze-v0", folder=None):
+    """Two rollouts by a policy of seed 0 or that of a folder, in the same dreams or real episodes."""
     config = PpoConfig(
-        env="LSSVWM-MemoryMaze-v0",
-        env_kwargs=json.dumps(tiny_kwargs),
+        env=env,
+        env_kwargs=json.dumps(kwargs),
         real_env="tests.toy_env:tests/ToyMaze-v0",
         out=tmp_path,
         num_envs=NUM_ENVS,
@@ -36,11 +38,12 @@ def collected(tmp_path, tiny_kwargs, on_device, memory):
         memory_size=8,
         features=16,
     )
-    env = Sb3VecEnv(make_specs(config)[0].make_batch(NUM_ENVS, "cpu", tensors=on_device), with_info=False)
-    model = make_model(config, 0, env if on_device else VecMonitor(env), tmp_path, "cpu", on_device)
+    batch = make_specs(config)[0].make_batch(NUM_ENVS, "cpu", on_device, 1 if memory else NUM_ENVS)
+    env = Sb3VecEnv(batch, with_info=False)
+    model = make_model(config, 0, env if on_device else VecMonitor(env), folder or tmp_path, "cpu", on_device)
     model.env.seed(7)
     torch.manual_seed(3)
-    _, callback = model._setup_learn(1000, Nothing())
+    _, callback = model._setup_learn(1000, Nothing(), reset_num_timesteps=False)
     buffers = []
     for _ in range(2):
         assert model.collect_rollouts(model.env, callback, model.rollout_buffer, NUM_STEPS)
@@ -51,13 +54,16 @@ def collected(tmp_path, tiny_kwargs, on_device, memory):
         obs = model.rollout_buffer._observations if on_device else model.rollout_buffer.observations
         parts = obs.items() if isinstance(obs, dict) else [("image", obs)]
         buffers[-1] |= {key: torch.as_tensor(part).clone().numpy() for key, part in parts}
+    env.close()
     return model, buffers
 
 
-@pytest.mark.parametrize("memory", [False, True])
-def test_rollouts_and_advantages_are_those_of_sb3(tmp_path, tiny_kwargs, memory):
-    theirs, expected = collected(tmp_path, tiny_kwargs, False, memory)
-    ours, buffers = collected(tmp_path, tiny_kwargs, True, memory)
+@pytest.mark.parametrize("env", ["dream", "dream with memory", "real"])
+def test_rollouts_and_advantages_are_those_of_sb3(tmp_path, tiny_kwargs, env):
+    real = {"kwargs": {"terminate_after_rewards": 1}, "env": BATCH_ID}
+    setting = real if env == "real" else {"kwargs": tiny_kwargs}
+    theirs, expected = collected(tmp_path, on_device=False, memory="memory" in env, **setting)
+    ours, buffers = collected(tmp_path, on_device=True, memory="memory" in env, **setting)
     for buffer, reference in zip(buffers, expected, strict=True):
         assert reference["episode_starts"][1:].any(), "Episodes must end, or nothing is shown of it."
         for name, array in reference.items():
@@ -118,3 +124,36 @@ def test_a_saved_model_holds_no_frames_and_needs_no_device(tmp_path, tiny_kwargs
     assert loaded._last_obs is None and not hasattr(loaded, "_episode_sums")
     frame = np.zeros((16, 16, 3), np.uint8)
     assert loaded.predict(frame, deterministic=True)[0] == model.predict(frame, deterministic=True)[0]
+
+
+def test_learning_asks_for_the_fastest_convolutions_and_leaves_the_settings_as_they_were(
+    tmp_path, tiny_kwargs, monkeypatch
+):
+    model, _ = collected(tmp_path, tiny_kwargs, True, False)
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "deterministic", True)
+    monkeypatch.setattr(cudnn, "benchmark", False)
+    seen = []
+    evaluate = model.policy.evaluate_actions
+
+    def spy(*arguments):
+        seen.append((cudnn.deterministic, cudnn.benchmark))
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(model.policy, "evaluate_actions", spy)
+    model._logger = configure(None, [])
+    model.train()
+    assert set(seen) == {(False, True)}
+    assert (cudnn.deterministic, cudnn.benchmark) == (True, False)
+
+
+def test_a_model_that_sb3s_own_ppo_saved_goes_on_learning(tmp_path):
+    real = {"kwargs": {"terminate_after_rewards": 1}, "env": BATCH_ID}
+    theirs, _ = collected(tmp_path, on_device=False, memory=False, **real)
+    (tmp_path / "seed_0").mkdir()
+    theirs.save(tmp_path / "seed_0" / "model.zip")
+    ours, buffers = collected(tmp_path, on_device=True, memory=False, **real, folder=tmp_path / "seed_0")
+    assert isinstance(ours, DevicePPO) and ours.num_timesteps == theirs.num_timesteps + 2 * NUM_ENVS * NUM_STEPS
+    for name, weights in theirs.policy.state_dict().items():
+        torch.testing.assert_close(ours.policy.state_dict()[name], weights)
+    assert buffers[0]["values"].any()

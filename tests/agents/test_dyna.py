@@ -16,7 +16,7 @@ pytest.importorskip("stable_baselines3")
 
 from agents.dyna import DynaConfig, Stage, _lock, describe, main, run, stages
 from agents.dyna_policy import VARIABLE, act
-from agents.evaluate import play
+from agents.episodes import play
 from agents.ppo import train
 from agents.ppo_config import PRESETS, PpoConfig
 

@@ -10,8 +10,8 @@ pytest.importorskip("stable_baselines3")
 from stable_baselines3 import PPO
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
-from agents.environments import EnvSpec
-from agents.evaluate import EvaluateConfig, describe, evaluate, play, score
+from agents.episodes import play
+from agents.evaluate import EvaluateConfig, describe, evaluate
 from agents.policies import SampledPolicy, policy_maker
 from agents.results import gap, interval95
 
@@ -59,12 +59,6 @@ def test_the_figures_are_those_of_the_episodes_of_the_given_seeds(tmp_path):
     assert "4 episodes" in describe(report)
 
 
-def test_several_processes_give_what_one_gives():
-    spec, seeds = EnvSpec(TOY_ID, max_episode_steps=10), range(5)
-    alone, together = list(score(spec, FORWARD, seeds, 1)), list(score(spec, FORWARD, seeds, 2))
-    assert sorted(together, key=lambda one: one["seed"]) == alone
-
-
 def test_a_second_call_plays_only_what_is_missing(tmp_path, monkeypatch):
     whole = evaluate(config(tmp_path, out=tmp_path / "whole.json"))
     evaluate(config(tmp_path, episodes=2))
@@ -74,7 +68,7 @@ def test_a_second_call_plays_only_what_is_missing(tmp_path, monkeypatch):
         played.append(seed)
         return play(env, make, seed)
 
-    monkeypatch.setattr("agents.evaluate.play", counted)
+    monkeypatch.setattr("agents.episodes.play", counted)
     assert evaluate(config(tmp_path))["results"] == whole["results"]
     assert played == [7_000_002, 7_000_003]
     assert evaluate(config(tmp_path))["results"] == whole["results"] and len(played) == 2
@@ -86,7 +80,7 @@ def test_results_survive_a_crash_in_the_middle(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return play(env, make, seed)
 
-    monkeypatch.setattr("agents.evaluate.play", crash)
+    monkeypatch.setattr("agents.episodes.play", crash)
     with pytest.raises(KeyboardInterrupt):
         evaluate(config(tmp_path))
     kept = json.loads((tmp_path / "e.json").read_text())["results"]["policy"]

@@ -1,5 +1,6 @@
 """Agents whose dreams and networks are on a GPU."""
 
+import dataclasses
 import json
 
 import gymnasium as gym
@@ -8,12 +9,13 @@ import torch
 
 pytest.importorskip("stable_baselines3")
 
-from agents.evaluate import play
+from agents.episodes import play
 from agents.mcts import make_search
 from agents.planner import make_planner
 from agents.ppo import train
 from agents.ppo_config import PRESETS, PpoConfig
 from agents.reward_check import RewardCheckConfig, check_rewards
+from tests.agents.toy_batch import BATCH_ID
 
 TOY_ID = "tests.toy_env:tests/ToyMaze-v0"
 pytestmark = [
@@ -47,6 +49,13 @@ def test_an_agent_learns_on_a_gpu_is_scored_on_the_cpu_and_advises_a_search_on_t
     ):
         assert play(env, make, 0)["length"] == 3
         assert play(env, make, 0) == play(env, make, 0)
+
+
+def test_what_an_agent_learns_from_in_a_real_environment_lies_on_the_gpu(tmp_path, tiny_kwargs):
+    run = agent(tmp_path, tiny_kwargs, memory=False)
+    batch = {"env": BATCH_ID, "env_kwargs": "{}", "envs_per_process": 16}
+    scores = train(dataclasses.replace(run, **batch))["seed_0"]
+    assert [score["timesteps"] for score in scores] == [1024, 2048]
 
 
 def test_rewards_are_checked_in_dreams_on_a_gpu(tmp_path, tiny_kwargs):

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("stable_baselines3")
 
-from agents.evaluate import play
+from agents.episodes import play
 from agents.mcts import DreamTree, MctsConfig, TreeSearch, make_search
 from agents.reading import RealMemory
 from tests.tiny import save_tiny_checkpoint, tiny_model

@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("stable_baselines3")
 
 from agents.critic import PpoCritic
-from agents.evaluate import play
+from agents.episodes import play
 from agents.mcts import make_search
 from agents.planner import Planner, PlannerConfig, cem, make_planner, random_shooting
 from agents.policies import load_ppo

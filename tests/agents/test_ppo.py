@@ -165,11 +165,11 @@ def test_other_settings_do_not_continue_a_run(tmp_path, tiny_kwargs):
 def test_training_stops_early_when_reality_gets_no_better(tmp_path, tiny_kwargs, monkeypatch):
     returns = iter([1.0, 3.0, 2.0, 3.0, 99.0])
 
-    def score(spec, policy, seeds, workers):
+    def play(pool, jobs):
         value = next(returns)
-        return iter([{"seed": seed, "return": value, "length": 5} for seed in seeds])
+        return iter([(policy, {"seed": seed, "return": value, "length": 5}) for policy, seed in jobs])
 
-    monkeypatch.setattr("agents.real_score.score", score)
+    monkeypatch.setattr("agents.real_score.EpisodePool.play", play)
     run = config(tmp_path, tiny_kwargs, patience=2, total_timesteps=1000)
     scores = train(run)["seed_0"]
     assert [one["real_return"] for one in scores] == [1, 3, 2, 3] and scores[-1]["stopped"]

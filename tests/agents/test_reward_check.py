@@ -55,6 +55,7 @@ def test_a_model_that_rewards_everything_is_found_out(tmp_path, lying_kwargs):
     assert figures["precision"] == figures["hits"] / 40 < 0.3 and figures["gap"] > 0.7
     assert figures["recall"] in (None, 1.0)
     assert "false rewards in a row" in describe(report)
+    assert figures["acted_gap"] == 1 - figures["acted_return"] / 8 and "acts in reality" in describe(report)
 
 
 def test_the_same_actions_are_taken_in_the_real_episode_from_the_end_of_the_context(tiny_kwargs):
@@ -125,6 +126,53 @@ def test_policies_see_the_memory_of_the_dream_as_they_learned_with_it(tiny_kwarg
         np.testing.assert_array_equal(one["image"], obs["image"])
         np.testing.assert_allclose(one["memory"], obs["memory"], atol=1e-5)
         obs, *_ = env.step(1)
+
+
+def turner(env, seed):
+    """Turns once when an episode begins, and then walks on; remembers what it saw."""
+    return Turner()
+
+
+class Turner:
+    def __init__(self):
+        self.seen = []
+
+    def reset(self, info):
+        self.seen.clear()
+
+    def __call__(self, obs, info):
+        assert info == {}
+        self.seen.append(obs)
+        last.append(self)
+        return 1 if len(self.seen) == 1 else 0
+
+
+last: list[Turner] = []
+
+
+def test_an_agent_acts_in_reality_from_the_context_on_as_if_an_episode_of_its_own_began(tiny_kwargs):
+    name, memory = "tests.agents.test_reward_check:turner", MemorySpec(tiny_kwargs["checkpoint"], 8)
+    with real_episodes(EnvSpec(TOY_ID)) as episodes:
+        contexts = episodes.lead("random", [4], 5)
+        (rewards,) = episodes.act(name, None, [4], contexts, 30)
+        frames = list(last[-1].seen)
+        (again,) = episodes.act(name, memory, [4], contexts, 3)
+        remembered = list(last[-1].seen)
+    env = gym.make(TOY_ID)
+    env.reset(seed=4)
+    for action in contexts[0].actions:
+        obs, *_ = env.step(action)
+    for step, frame in enumerate(frames):
+        np.testing.assert_array_equal(frame, obs)
+        obs, reward, *_ = env.step(1 if step == 0 else 0)
+        assert reward == rewards[step]
+    assert len(frames) == 30 and list(again) == list(rewards[:3])
+    wrapped = MemoryObservation(gym.make(TOY_ID), memory.checkpoint, 8)
+    wrapped.reset(seed=4)
+    for action in contexts[0].actions:
+        obs, *_ = wrapped.step(action)
+    np.testing.assert_array_equal(remembered[0]["image"], obs["image"])
+    np.testing.assert_allclose(remembered[0]["memory"], obs["memory"])
 
 
 def test_the_same_command_goes_on_and_refuses_other_settings(tmp_path, tiny_kwargs, monkeypatch):

@@ -88,6 +88,20 @@ def test_a_record_is_kept_as_its_rewards_and_its_quality_by_range():
     rewards = np.zeros(12)
     rewards[3] = 1
     record = Record(7, real, frames, np.zeros(13, np.int64), rewards, np.zeros(12), "truncated", "", 0.0, 0.0)
-    kept = episode_result(record)
+    kept = episode_result(record, np.array([0.0, 2.0]))
+    assert kept["acted"] == [[2, 2.0]]
     assert kept["real"] == [[4, 1.0]] and kept["dreamed"] == [] and kept["steps"] == 12
     assert len(kept["psnr"]) == 2 and kept["psnr"][0] > 50 > kept["psnr"][1]
+
+
+def test_the_gap_of_an_agent_is_between_what_it_gets_in_dreams_and_what_it_gets_where_it_acts_in_reality():
+    earlier = result([1, 2, 3, 4, 5, 6], [])  # kept before agents acted in reality
+    acted = [
+        {**result([10, 50], [11]), "acted": [[30, 1.0], [40, 1.0], [60, 1.0]]},
+        {**result([9, 20], []), "acted": []},
+    ]
+    figures = reward_figures([earlier, *acted], tolerance=3)
+    assert figures["acted_return"] == 1.5 and figures["acted_gap"] == pytest.approx((2 - 1.5) / 2)
+    assert figures["acted_return_interval95"][0] < 1.5 < figures["acted_return_interval95"][1]
+    none = reward_figures([earlier], tolerance=3)
+    assert none["acted_return"] is none["acted_return_interval95"] is none["acted_gap"] is None

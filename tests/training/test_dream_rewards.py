@@ -4,7 +4,7 @@ import torch
 
 from tests.tiny import save_tiny_checkpoint, tiny_model
 from tests.toy_store import make_toy_store
-from training.dream_rewards import DreamRewardsConfig, draw_moments, dream, run, threshold_figures
+from training.dream_rewards import DreamRewardsConfig, draw_moments, dream, recall_by_distance, run, threshold_figures
 from training.store import open_store
 from wm_gym.ops.step import frame_noise
 
@@ -27,6 +27,18 @@ def test_a_threshold_is_judged_by_the_first_reward_that_it_lets_a_dream_give():
     assert [figures[0.7][key] for key in ("hits", "false", "missed")] == [0, 0, 4]
     assert figures[0.1]["precision"] == 0.5 and figures[0.7]["precision"] is None and figures[0.5]["recall"] == 0.5
     assert figures[0.1]["f_half"] == pytest.approx(1.25 * 0.5 * 0.25 / (0.25 * 0.5 + 0.25))
+
+
+def test_recall_is_told_by_how_far_ahead_a_reward_lies():
+    likely = np.zeros((4, 30), np.float32)
+    steps = np.array([5, 4, 12, 25])
+    likely[0, 5], likely[1, 9], likely[2, 11] = 0.6, 0.6, 0.6  # one step late, six steps late, in time, never
+    assert recall_by_distance(likely, steps, 1, 0.5) == [
+        {"steps": "1-5", "rewards": 2, "recall": 0.5},
+        {"steps": "11-15", "rewards": 1, "recall": 1.0},
+        {"steps": "21-25", "rewards": 1, "recall": 0.0},
+    ]
+    assert [one["recall"] for one in recall_by_distance(likely, steps, 1, 0.7)] == [0, 0, 0]
 
 
 def test_dreams_follow_the_recorded_actions_step_by_step(tmp_path):

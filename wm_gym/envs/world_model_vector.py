@@ -267,10 +267,12 @@ class WorldModelVectorEnv(VectorEnv[Any, Any, Any]):
         """What SAME_STEP adds to info: the last observation and info of the rows that ended."""
         if not ended.any():
             return {}
-        rows = np.flatnonzero(ended).tolist()
+        rows = np.flatnonzero(ended)
         final_obs = np.full(self.num_envs, None, object)
-        for row in rows:
-            final_obs[row] = self._convert(frames[row])
+        # One copy for all rows: all of a batch may end together.
+        finals = self._convert(frames[torch.from_numpy(rows).to(frames.device, non_blocking=True)])
+        for row, frame in zip(rows.tolist(), finals, strict=True):
+            final_obs[row] = frame
         return {
             "final_obs": final_obs,
             "_final_obs": ended.copy(),
