@@ -126,10 +126,10 @@ def _told(rows: Sequence[Record], key: str, tolerance: float) -> str:
 
 
 def _add_differences(rows: Sequence[Record], records: Sequence[Record]) -> None:
-    """Adds "psnr_minus_ours" to the others if one row is ours: in the same mazes, for those differ more than rows."""
+    """Adds "psnr_minus_ours" to all but the first row of ours: in the same mazes, for those differ more than rows."""
     per_maze = [np.array(record["columns"]["psnr"]["kept"]["per_maze"])[:, None] for record in records]
     ours = [i for i, row in enumerate(rows) if row["recipe"] not in ROWS]
-    if len(ours) != 1:
+    if not ours:
         return
     bootstrap = Bootstrap(len(per_maze[0]))
     for i, row in enumerate(rows):
