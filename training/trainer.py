@@ -24,6 +24,8 @@ from wm_gym.checkpoint import load_checkpoint, save_checkpoint
 from wm_gym.nn.backbone import fused_kernels_fit
 from wm_gym.world_model import WorldModel, WorldModelConfig
 
+LINE_WEIGHT = "backbone.embedding.ray.line.weight"
+
 
 def model_config(recipe: Recipe, dataset: EpisodeDataset) -> WorldModelConfig:
     """The recipe's model, fitted to the spaces of the data.
@@ -57,7 +59,8 @@ def model_config(recipe: Recipe, dataset: EpisodeDataset) -> WorldModelConfig:
 def load_initial_weights(model: WorldModel, name_or_path: str) -> None:
     """Copies the weights of a wm_gym checkpoint. Raises ValueError if it was made with another configuration.
 
-    How often it takes in its own frames may differ, for no weight depends on that.
+    How often it takes in its own frames may differ, for no weight depends on that. Lines of sight (`ray_lines`) that it
+    was not told begin as 0, so that the model starts as the checkpoint was.
     A checkpoint's odometry is left out where the model has none: `training.odometry` adds it when all else is trained.
     """
     checkpoint = load_checkpoint(name_or_path)
@@ -68,6 +71,9 @@ def load_initial_weights(model: WorldModel, name_or_path: str) -> None:
     if not model.config.odometry:
         given["odometry"] = False
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("odometry.")}
+    if wanted["ray_lines"] and not given["ray_lines"]:
+        given["ray_lines"] = True
+        tensors = tensors | {LINE_WEIGHT: torch.zeros_like(model.state_dict()[LINE_WEIGHT])}
     different = sorted(key for key in wanted if given[key] != wanted[key])
     if different:
         was = ", ".join(f"{key}={given[key]!r}" for key in different)

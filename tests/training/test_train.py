@@ -307,6 +307,17 @@ def test_a_run_may_take_in_its_own_frames_more_rarely_than_the_one_that_it_start
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), model.parameters(), strict=True))
 
 
+def test_a_run_may_learn_lines_of_sight_that_its_first_model_did_not_know(tmp_path: Path) -> None:
+    first = tiny_model(pose_kind="planar", pose_size=4)
+    model = tiny_model(seed=1, pose_kind="planar", pose_size=4, ray_lines=True)
+    trainer.load_initial_weights(model, str(save_tiny_checkpoint(tmp_path / "first.safetensors", first)))
+    frames, levels, poses = torch.randn(1, 2, 3, 16, 16), torch.ones(1, 2), torch.randn(1, 2, 4)
+    inputs = frames, levels, torch.zeros(1, 1, dtype=torch.int64), poses
+    with torch.no_grad():
+        assert torch.equal(model(*inputs).frame, first(*inputs).frame)
+    assert dict(model.named_parameters())[trainer.LINE_WEIGHT].requires_grad
+
+
 def test_mazes_of_the_first_run_still_count_as_trained_on_after_the_second(store: Path, tmp_path: Path) -> None:
     run(store, tmp_path / "first")
     first = load_checkpoint(tmp_path / "first" / "model.safetensors")
