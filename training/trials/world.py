@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 
 ENV_ID = "RingWorld-v0"
-NUM_SECTORS = 12
+NUM_SECTORS = 8
 SECTOR_PIXELS = 8
 MAX_EPISODE_STEPS = 127
 TURN_LEFT, TURN_RIGHT = 0, 1
