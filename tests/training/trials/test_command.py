@@ -1,0 +1,63 @@
+"""The trials from the command line to their files, in small; and that the ring can be recalled at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training.recipes import Recipe
+from training.trials.__main__ import changes, main
+from training.trials.measure import Scale, recall_of, record_data, trained
+from training.trials.recipes import OPTIONS, baseline
+
+SMALL = Scale(steps=2, data_frames=512, walks=3, context=20, frames=6, long_frames=8, refresh_steps=3)
+GIVEN = ["--seeds", "1"]
+GIVEN += [text for name, size in vars(SMALL).items() for text in (f"--scale.{name.replace('_', '-')}", str(size))]
+
+
+def test_the_command_tries_every_option_and_does_nothing_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "trials.json"
+    main(["--out", str(out), "--runs", str(tmp_path / "runs"), *GIVEN])
+    record = json.loads(out.read_text())
+    assert list(record["runs"]) == ["baseline", *OPTIONS]
+    assert record["changes"]["memory_replay"] == {"memory_replay": 0.25, "replay_segments": 256}
+    assert record["changes"]["learned_weights"] == {"learned_weights": True}
+    assert {"never", "refreshed"} <= record["state_refresh"]["0"].keys()
+    assert len(record["state_refresh"]["1"]["refreshed_per_frame"]) == SMALL.long_frames
+    assert record["command"].startswith("python -m training.trials --out trials.json")
+    assert out.with_suffix(".png").stat().st_size > 10_000
+    assert "memory_replay" in capsys.readouterr().out
+    checkpoint = tmp_path / "runs" / "carried_frames_0" / "recall.json"
+    written = checkpoint.stat().st_mtime_ns
+    main(["--out", str(out), "--runs", str(tmp_path / "runs"), *GIVEN])
+    assert checkpoint.stat().st_mtime_ns == written
+    assert json.loads(out.read_text())["runs"] == record["runs"]
+
+
+@pytest.mark.parametrize("option", OPTIONS.values(), ids=OPTIONS)
+def test_an_option_changes_nothing_but_itself(option: object) -> None:
+    assert callable(option)
+    plain = baseline(10, 0)
+    changed = option(plain)
+    assert isinstance(changed, Recipe)
+    assert 1 <= len(changes(plain, changed)) <= 2
+
+
+@pytest.mark.parametrize("given", [["--seeds", "0"], ["--scale.walks", "0"], ["--scale.refresh-steps", "500"]])
+def test_sizes_that_cannot_be_meant_are_one_sentence(tmp_path: Path, given: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--out", str(tmp_path / "trials.json"), "--runs", str(tmp_path), *given])
+    assert stop.value.code
+
+
+@pytest.mark.slow
+def test_the_baseline_recalls_the_ring(tmp_path: Path) -> None:
+    scale = Scale(walks=16)
+    data, walks = record_data(tmp_path, scale)
+    figures = recall_of(trained(tmp_path, "baseline", baseline(scale.steps, 0), data), walks, scale)
+    assert np.mean(figures["kept"]) > np.mean(figures["cleared"]) + 3
