@@ -70,14 +70,20 @@ class SegmentReplay:
         fresh = Windows(fresh.seeds.to(device), fresh.starts.to(device))
         slots = torch.zeros(0, dtype=torch.int64, device=device)
         if num_again:
-            slots = torch.multinomial(self._priorities(), num_again, generator=generator)
+            slots = self._drawn(num_again, generator)
             again = loader.read(Windows(self._seeds[slots], self._starts[slots]), length)
             batch = Batch(**{name: torch.cat([getattr(again, name), new]) for name, new in vars(batch).items()})
         return batch, Origin(slots, fresh)
 
-    def _priorities(self) -> Tensor:
+    def _drawn(self, num_again: int, generator: torch.Generator) -> Tensor:
+        """Slots, none of them twice, each with a probability in proportion to its loss to the power of the exponent.
+
+        What `torch.multinomial` does without replacement, but for its checks, which wait for the device.
+        """
         filled = torch.arange(len(self._losses), device=self._losses.device) < self._num_added
-        return self._losses.clamp(min=MIN_LOSS).pow(PRIORITY_EXPONENT) * filled
+        priorities = self._losses.clamp(min=MIN_LOSS).pow(PRIORITY_EXPONENT) * filled
+        waits = torch.empty_like(priorities).exponential_(generator=generator)
+        return (priorities / waits).topk(num_again).indices
 
     def learned(self, origin: Origin, losses: Tensor) -> None:
         """Remembers the segments of a batch with their losses, ``[B]``."""

@@ -54,6 +54,11 @@ def carried_frames(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, carried_frames=CARRIED_FRAMES)
 
 
+def carried_frames_twice(recipe: Recipe) -> Recipe:
+    """The same in parts that are twice as long: within one of them the way leads back to more of what was seen."""
+    return dataclasses.replace(recipe, carried_frames=2 * CARRIED_FRAMES)
+
+
 def state_reconstruction(recipe: Recipe) -> Recipe:
     """States are asked for earlier frames after each part; the parts are those of `carried_frames`."""
     return dataclasses.replace(recipe, carried_frames=CARRIED_FRAMES, state_reconstruction=0.5)
@@ -76,5 +81,12 @@ def learned_weights(recipe: Recipe) -> Recipe:
 
 OPTIONS: dict[str, Callable[[Recipe], Recipe]] = {
     option.__name__: option
-    for option in (carried_frames, state_reconstruction, attention_drop, memory_replay, learned_weights)
+    for option in (
+        carried_frames,
+        carried_frames_twice,
+        state_reconstruction,
+        attention_drop,
+        memory_replay,
+        learned_weights,
+    )
 }
