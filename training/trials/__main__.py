@@ -43,6 +43,7 @@ def run_trials(arguments: TrialArguments, argv: Sequence[str]) -> dict[str, Any]
     Raises:
         ValueError: the folder has runs of other sizes.
         FloatingPointError: a loss that is not finite.
+        KeyboardInterrupt: stopped, also by SIGTERM.
     """
     folder, scale = arguments.runs, arguments.scale
     data, walks = record_data(folder, scale)
@@ -87,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_json(arguments.out, record)
     except (FloatingPointError, RuntimeError, ValueError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("Stopped; the same command goes on from there.")
     print_table(record)
     try:
         write_plot(arguments.out.with_suffix(".png"), record)

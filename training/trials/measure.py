@@ -22,6 +22,7 @@ from training.reward_head import head_figures
 from training.rollouts import Rollouts
 from training.train import Arguments, train
 from training.trials.world import ENV_ID
+from wm_gym.checkpoint import load_checkpoint
 from wm_gym.comparison.metrics import psnr
 from wm_gym.files import write_json
 from wm_gym.world_model import WorldModel
@@ -58,8 +59,14 @@ def record_data(folder: Path, scale: Scale) -> tuple[Path, Rollouts]:
 
 
 def trained(folder: Path, name: str, recipe: Recipe, data: Path) -> Path:
-    """The checkpoint of a run, which goes on where it was stopped; a finished one stays as it is."""
-    return train(Arguments(data, folder / f"{name}_{recipe.seed}", recipe, device="cpu", recipe_name=name))
+    """The checkpoint of a run, which goes on where it was stopped; a finished one stays as it is.
+
+    Raises KeyboardInterrupt if the run is stopped now, before its end.
+    """
+    path = train(Arguments(data, folder / f"{name}_{recipe.seed}", recipe, device="cpu", recipe_name=name))
+    if load_checkpoint(path).metadata["steps"] < recipe.steps:
+        raise KeyboardInterrupt
+    return path
 
 
 def recall_of(checkpoint: Path, walks: Rollouts, scale: Scale) -> dict[str, Any]:

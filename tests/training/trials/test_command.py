@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,20 +10,29 @@ import numpy as np
 import pytest
 
 from training.recipes import Recipe
+from training.train import train
+from training.trials import measure
 from training.trials.__main__ import changes, main
-from training.trials.measure import Scale, recall_of, record_data, trained
+from training.trials.measure import Scale, once, recall_of, record_data, trained
 from training.trials.recipes import OPTIONS, baseline
+from wm_gym.checkpoint import load_checkpoint
 
 SMALL = Scale(steps=2, data_frames=512, walks=3, context=20, frames=6, long_frames=8, refresh_steps=3)
 GIVEN = ["--seeds", "1"]
 GIVEN += [text for name, size in vars(SMALL).items() for text in (f"--scale.{name.replace('_', '-')}", str(size))]
 
 
-def test_the_command_tries_every_option_and_does_nothing_twice(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_command_tries_every_option_and_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "trials.json"
-    main(["--out", str(out), "--runs", str(tmp_path / "runs"), *GIVEN])
+    out, folder = tmp_path / "trials.json", tmp_path / "runs"
+    command = ["--out", str(out), "--runs", str(folder), *GIVEN]
+    monkeypatch.setattr(measure, "train", lambda run: train(dataclasses.replace(run, stop_after_steps=1)))
+    with pytest.raises(SystemExit, match="Stopped; the same command goes on"):
+        main(command)
+    assert not (folder / "baseline_0" / "recall.json").exists(), "a run that was stopped is not measured"
+    monkeypatch.undo()
+    main(command)
     record = json.loads(out.read_text())
     assert list(record["runs"]) == ["baseline", *OPTIONS]
     assert record["changes"]["memory_replay"] == {"memory_replay": 0.25, "replay_segments": 256}
@@ -31,12 +41,12 @@ def test_the_command_tries_every_option_and_does_nothing_twice(
     assert len(record["state_refresh"]["1"]["refreshed_per_frame"]) == SMALL.long_frames
     assert record["command"].startswith("python -m training.trials --out trials.json")
     assert out.with_suffix(".png").stat().st_size > 10_000
-    assert "memory_replay" in capsys.readouterr().out
-    checkpoint = tmp_path / "runs" / "carried_frames_0" / "recall.json"
-    written = checkpoint.stat().st_mtime_ns
-    main(["--out", str(out), "--runs", str(tmp_path / "runs"), *GIVEN])
-    assert checkpoint.stat().st_mtime_ns == written
-    assert json.loads(out.read_text())["runs"] == record["runs"]
+    assert load_checkpoint(folder / "baseline_0" / "model.safetensors").metadata["steps"] == SMALL.steps
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    assert once(path, lambda: {"kept": 1}) == once(path, lambda: {"kept": 2}) == {"kept": 1}
 
 
 @pytest.mark.parametrize("option", OPTIONS.values(), ids=OPTIONS)
