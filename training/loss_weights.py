@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from training.losses import LossConfig
 
-# A loss that falls to nothing, such as that of terminations that never come, would get all the weight there is.
+# A loss that falls to nothing would get all the weight there is.
 MIN_LOG_VARIANCE = math.log(1e-3)
 LEARNING_RATE_FACTOR = 10.0  # three numbers have a long way to go in a run's few steps: log(0.01) from 0
 
@@ -22,14 +22,20 @@ LEARNING_RATE_FACTOR = 10.0  # three numbers have a long way to go in a run's fe
 class LearnedWeights(nn.Module):
     """The log variances, which a run trains and keeps to itself: no checkpoint of a model has them.
 
+    A loss of which the data has no example keeps its fixed weight: there is nothing to be uncertain of.
+
     Args:
         config: says with which weights of rewards and terminations, relative to frames, learning begins.
+        has_rewards, has_terminations: whether the data has more than one reward, and any termination.
 
     Raises:
         ValueError: weights that are not positive, of which there is no logarithm.
     """
 
-    def __init__(self, config: LossConfig) -> None:
+    fixed: Tensor
+    is_learned: Tensor
+
+    def __init__(self, config: LossConfig, has_rewards: bool = True, has_terminations: bool = True) -> None:
         super().__init__()
         weights = (config.reward_weight, config.termination_weight)
         if min(weights) <= 0:
@@ -39,17 +45,23 @@ class LearnedWeights(nn.Module):
             )
         begin = [0.0, *(-math.log(weight / 2) for weight in weights)]
         self.log_variances = nn.Parameter(torch.tensor(begin))  # of frames, rewards, terminations
+        self.register_buffer("fixed", torch.tensor([1.0, *weights]), persistent=False)
+        # Kept with the run: its data may have grown when it goes on.
+        self.register_buffer("is_learned", torch.tensor([True, has_rewards, has_terminations]))
 
     def forward(self, frame: Tensor, reward: Tensor, termination: Tensor) -> Tensor:
         """One loss of three, in which frames weigh 1: learning rates and `clip_norm` mean what they mean without."""
-        frame_weight, *others = (-self.log_variances).exp() * self.log_variances.new_tensor([0.5, 1.0, 1.0])
-        total = frame_weight * frame + others[0] * reward + others[1] * termination + self.log_variances.sum() / 2
-        return total / frame_weight.detach()
+        learned = (-self.log_variances).exp() * self.fixed.new_tensor([0.5, 1.0, 1.0])
+        scale = learned[0].detach()
+        weights = torch.where(self.is_learned, learned, scale * self.fixed)
+        terms = weights * torch.stack([frame, reward, termination]) + self.is_learned * self.log_variances / 2
+        return terms.sum() / scale
 
     @torch.no_grad()
     def relative(self) -> dict[str, Tensor]:
         """Weights of rewards and terminations where frames weigh 1, for the log."""
-        reward, termination = 2 * (self.log_variances[0] - self.log_variances[1:]).exp()
+        learned = 2 * (self.log_variances[:1] - self.log_variances).exp()
+        _, reward, termination = torch.where(self.is_learned, learned, self.fixed)
         return {"weight/reward": reward, "weight/termination": termination}
 
     @torch.no_grad()

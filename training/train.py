@@ -223,8 +223,10 @@ def new_state(arguments: Arguments, dataset: EpisodeDataset, processes: Processe
     if processes.device.type == "cuda":
         prepare_gpu(model, arguments.compile)
     stream = recipe.seed * 1_000_003 + processes.rank
-    learned = LearnedWeights(recipe.loss).to(processes.device) if recipe.loss.learned_weights else None
-    replay = None
+    learned = replay = None
+    if recipe.loss.learned_weights:
+        has_rewards = bool((dataset.rewards != dataset.rewards[0]).any())
+        learned = LearnedWeights(recipe.loss, has_rewards, bool(dataset.terminations.any())).to(processes.device)
     if recipe.memory_replay > 0:
         replay = SegmentReplay(recipe.replay_segments, recipe.memory_replay, processes.device)
     return RunState(

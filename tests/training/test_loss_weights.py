@@ -20,9 +20,9 @@ def test_learning_begins_with_the_gradients_of_the_fixed_weights() -> None:
     assert losses.grad.tolist() == pytest.approx([1.0, 0.05, 0.2])
 
 
-def learned(*losses: float) -> LearnedWeights:
+def learned(*losses: float, **examples: bool) -> LearnedWeights:
     """The weights of losses that stay as they are."""
-    weights = LearnedWeights(CONFIG)
+    weights = LearnedWeights(CONFIG, **examples)
     optimizer = torch.optim.Adam(weights.parameters(), 0.1)
     for _ in range(1000):
         optimizer.zero_grad()
@@ -50,6 +50,15 @@ def test_a_loss_that_is_nothing_does_not_get_all_the_weight() -> None:
     weights = learned(0.04, 0.5, 0.0)
     assert weights.log_variances[2].item() == pytest.approx(math.log(1e-3))
     assert weights.relative()["weight/termination"].item() == pytest.approx(2 * 0.04 / 1e-3, rel=0.1)
+
+
+def test_a_loss_of_which_there_is_no_example_keeps_its_weight() -> None:
+    weights = learned(0.04, 0.5, 0.0, has_terminations=False)
+    losses = torch.tensor([0.04, 0.5, 0.0], requires_grad=True)
+    weights(*losses).backward()
+    assert losses.grad is not None
+    assert losses.grad[1:].tolist() == pytest.approx([0.04 / 0.5, 0.2], rel=0.1)
+    assert [weight.item() for weight in weights.relative().values()] == pytest.approx(losses.grad[1:].tolist())
 
 
 def test_weights_of_nothing_cannot_be_where_learning_begins() -> None:

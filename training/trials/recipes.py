@@ -64,6 +64,11 @@ def state_reconstruction(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, carried_frames=CARRIED_FRAMES, state_reconstruction=0.5)
 
 
+def state_reconstruction_whole(recipe: Recipe) -> Recipe:
+    """The same in one part: nothing is truncated, and the state at the end of each segment is asked."""
+    return dataclasses.replace(recipe, carried_frames=LENGTH, state_reconstruction=0.5)
+
+
 def attention_drop(recipe: Recipe) -> Recipe:
     """Stochastic depth on local attention."""
     return dataclasses.replace(recipe, attention_drop=0.3)
@@ -85,6 +90,7 @@ OPTIONS: dict[str, Callable[[Recipe], Recipe]] = {
         carried_frames,
         carried_frames_twice,
         state_reconstruction,
+        state_reconstruction_whole,
         attention_drop,
         memory_replay,
         learned_weights,
