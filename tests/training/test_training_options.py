@@ -71,6 +71,7 @@ def test_learned_weights_move_ten_times_as_fast_and_stay_out_of_the_exported_mod
     assert exported.keys() == {name.removeprefix("model.") for name in kept if name.startswith("model.")}
 
 
+@pytest.mark.slow
 def test_two_processes_remember_segments_of_their_own(store: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["-m", "training.train", *FAST, "--data", str(store), "--out", str(tmp_path)]

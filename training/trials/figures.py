@@ -14,6 +14,7 @@ from wm_gym.files import atomic_path
 
 BASELINE = "baseline"
 DIGITS = 3
+SMOOTHED = 8  # frames of the curves
 DEFINITIONS = {
     "kept": "PSNR, dB, of dreamed frames that the context has shown; the model has read all of the context",
     "cleared": "the same, but the model has read the last frames of the context only, as many as its attention sees",
@@ -113,10 +114,10 @@ def write_plot(path: Path, record: Mapping[str, Any]) -> None:
         for name, style in (("never", "-"), ("refreshed", "--")):
             curve = figures[f"{name}_per_frame"]
             label = f"{words[interval]}, {'no refresh' if name == 'never' else 'refreshed'}"
-            right.plot(range(1, len(curve) + 1), curve, style, color=color, label=label, lw=1.2)
-    right.set(
-        xlabel="dreamed frames", ylabel="PSNR, dB", title=f"Refresh every {record['scale']['refresh_steps']} frames"
-    )
+            smooth = np.convolve(curve, np.full(SMOOTHED, 1 / SMOOTHED), "valid")
+            right.plot(np.arange(len(smooth)) + SMOOTHED / 2, smooth, style, color=color, label=label, lw=1.4)
+    title = f"Refresh every {record['scale']['refresh_steps']} frames"
+    right.set(xlabel=f"dreamed frames, mean of {SMOOTHED}", ylabel="PSNR, dB", title=title)
     right.legend(frameon=False, fontsize=8)
     for axes in (left, right):
         axes.grid(True, alpha=0.3)
