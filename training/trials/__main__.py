@@ -30,11 +30,14 @@ class TrialArguments:
     out: Path  # JSON file to write
     runs: Path = Path("runs/trials")  # folder for data and runs; what is there already is not done again
     seeds: int = 3  # runs of each kind
+    options: tuple[str, ...] = tuple(OPTIONS)  # which are tried
     scale: Scale = field(default_factory=Scale)
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {self.seeds}.")
+        if unknown := [name for name in self.options if name not in OPTIONS]:
+            raise ValueError(f"There is no option {unknown[0]!r} to try; there are {', '.join(OPTIONS)}.")
 
 
 def run_trials(arguments: TrialArguments, argv: Sequence[str]) -> dict[str, Any]:
@@ -47,8 +50,8 @@ def run_trials(arguments: TrialArguments, argv: Sequence[str]) -> dict[str, Any]
     """
     folder, scale = arguments.runs, arguments.scale
     data, walks = record_data(folder, scale)
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in (BASELINE, *OPTIONS)}
-    refreshes = []
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in (BASELINE, *arguments.options)}
+    refreshes, plain = [], baseline(scale.steps, 0)
     for seed in range(arguments.seeds):  # whole seeds one after the other: fewer of them are a result, too
         plain = baseline(scale.steps, seed)
         for name, figures in runs.items():
@@ -65,10 +68,7 @@ def run_trials(arguments: TrialArguments, argv: Sequence[str]) -> dict[str, Any]
         "world": "training.trials.world:RingWorld-v0",
         "scale": dataclasses.asdict(scale),
         "seeds": list(range(arguments.seeds)),
-        "changes": {
-            name: changes(baseline(scale.steps, 0), option(baseline(scale.steps, 0)))
-            for name, option in OPTIONS.items()
-        },
+        "changes": {name: changes(plain, OPTIONS[name](plain)) for name in arguments.options},
         **summary(runs, refreshes),
         **provenance("training.trials", argv),
     }

@@ -11,7 +11,6 @@ import pytest
 
 from training.recipes import Recipe
 from training.train import train
-from training.trials import __main__ as command_module
 from training.trials import measure
 from training.trials.__main__ import changes, main
 from training.trials.measure import Scale, once, recall_of, record_data, trained
@@ -30,8 +29,7 @@ def test_the_command_tries_options_and_goes_on_where_it_was_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, folder = tmp_path / "trials.json", tmp_path / "runs"
-    command = ["--out", str(out), "--runs", str(folder), *GIVEN]
-    monkeypatch.setattr(command_module, "OPTIONS", {name: OPTIONS[name] for name in TRIED})
+    command = ["--out", str(out), "--runs", str(folder), "--options", *TRIED, *GIVEN]
     with monkeypatch.context() as patch:
         patch.setattr(measure, "train", lambda run: train(dataclasses.replace(run, stop_after_steps=1)))
         with pytest.raises(SystemExit, match="Stopped; the same command goes on"):
@@ -63,7 +61,9 @@ def test_an_option_changes_nothing_but_itself(option: object) -> None:
     assert 1 <= len(changes(plain, changed)) <= 2
 
 
-@pytest.mark.parametrize("given", [["--seeds", "0"], ["--scale.walks", "0"], ["--scale.refresh-steps", "500"]])
+@pytest.mark.parametrize(
+    "given", [["--seeds", "0"], ["--scale.walks", "0"], ["--scale.refresh-steps", "500"], ["--options", "x"]]
+)
 def test_sizes_that_cannot_be_meant_are_one_sentence(tmp_path: Path, given: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--out", str(tmp_path / "trials.json"), "--runs", str(tmp_path), *given])
