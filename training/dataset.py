@@ -18,7 +18,7 @@ from tqdm import tqdm
 from training.episode import Episode, check_episode
 from training.episode_files import damage_as_value_error, read_array
 from training.store import open_store
-from training.windows import Place, WindowTable, make_window_table
+from training.windows import Place, Windows, WindowTable, make_window_table
 from wm_gym.array_typing import Frames, Poses
 from wm_gym.checkpoint import resolve_device
 
@@ -162,6 +162,12 @@ class EpisodeDataset:
         Raises:
             ValueError: no episode is long enough, or there is no reward although a fraction is asked for.
         """
+        return self.read_windows(self.draw_windows(batch_size, length, generator, reward_window_fraction), length)
+
+    def draw_windows(
+        self, batch_size: int, length: int, generator: torch.Generator, reward_window_fraction: float = 0.0
+    ) -> Windows:
+        """The windows that `sample` reads, on the dataset's device."""
         table = self._window_table(length)
         numbers = self._draw(generator, batch_size, table.total)
         if reward_window_fraction > 0:
@@ -173,9 +179,14 @@ class EpisodeDataset:
             around = table.reward_starts[chosen] + (which * table.reward_counts[chosen]).long()
             numbers = torch.where(where < reward_window_fraction, around, numbers)
         episode = torch.searchsorted(table.ends, numbers, right=True)
-        return self._windows(numbers + table.frame_shifts[episode], numbers + table.transition_shifts[episode], length)
+        return Windows(table.seeds[episode], numbers - table.begins[episode])
 
-    def _windows(self, first_frame: Tensor, first_transition: Tensor, length: int) -> Batch:
+    def read_windows(self, windows: Windows, length: int) -> Batch:
+        """Windows of `length` frames that `draw_windows` gave, of this dataset or of one of the same store."""
+        table = self._window_table(length)
+        episode = torch.searchsorted(table.seeds, windows.seeds)
+        first_frame = table.first_frames[episode] + windows.starts
+        first_transition = table.first_transitions[episode] + windows.starts
         steps = torch.arange(length, device=self.device)
         frame_rows = first_frame[:, None] + steps
         transition_rows = first_transition[:, None] + steps[:-1]
@@ -217,7 +228,7 @@ class EpisodeDataset:
         return self._tables[length]
 
     def _new_window_table(self, length: int) -> WindowTable:
-        places = [self._places[seed] for seed in self.seeds]
+        places = {seed: self._places[seed] for seed in self.seeds}
         rewarded = self.rewards.cpu().numpy() != 0
         return make_window_table(places, rewarded, length, self.device, self._store.path)
 

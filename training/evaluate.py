@@ -109,6 +109,7 @@ def evaluate_recall(arguments: Arguments, argv: Sequence[str]) -> Recall:
         "feedback_interval": checkpoint.config.get("feedback_interval", 1)
         if options.feedback_interval is None
         else options.feedback_interval,
+        "refresh_steps": options.refresh_steps,
         **_subject(arguments, checkpoint, walks),
         **recall.record,
         **provenance("training.evaluate", argv),

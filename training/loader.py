@@ -17,6 +17,7 @@ import torch
 
 from training.dataset import Batch, EpisodeDataset
 from training.store import open_store
+from training.windows import Windows
 from wm_gym.checkpoint import resolve_device
 
 LOADER_STREAM = 2  # keeps the numbers that choose windows apart from others that come from the same seed
@@ -89,6 +90,17 @@ class BatchLoader:
                 tensor.record_stream(stream)  # its memory is not to be used again before this stream is done with it
         return batch
 
+    def windows(self, step: int, batch_size: int, length: int) -> Windows:
+        """Which windows `batch` gives for a step, on the dataset's device."""
+        request = _Request(step, batch_size, length)
+        return self.dataset.draw_windows(batch_size, length, self._generator(request), self._reward_window_fraction)
+
+    def read(self, windows: Windows, length: int) -> Batch:
+        """These windows, of `length` frames, on `device`; read when asked for, on whatever device they are named."""
+        place = self.dataset.device
+        batch = self.dataset.read_windows(Windows(windows.seeds.to(place), windows.starts.to(place)), length)
+        return Batch(**{name: tensor.to(self.device) for name, tensor in vars(batch).items()})
+
     def refresh(self, seeds: Iterable[int] | None = None) -> int:
         """Takes the episodes that the store got since, for all batches that are asked for from now on.
 
@@ -109,9 +121,12 @@ class BatchLoader:
         wait(futures)  # what runs reads the dataset
 
     def _made(self, request: _Request) -> Batch:
-        seeds = np.random.SeedSequence((self._seed, self._rank, request.step, LOADER_STREAM))
-        generator = torch.Generator().manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
+        generator = self._generator(request)
         return self.dataset.sample(request.batch_size, request.length, generator, self._reward_window_fraction)
+
+    def _generator(self, request: _Request) -> torch.Generator:
+        seeds = np.random.SeedSequence((self._seed, self._rank, request.step, LOADER_STREAM))
+        return torch.Generator().manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
 
     def _made_on_device(self, request: _Request) -> tuple[Batch, torch.cuda.Event | None]:
         batch = self._made(request)

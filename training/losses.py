@@ -41,6 +41,7 @@ class LossConfig:
     min_frame_level: float = 0.1  # frames with a lower level are context and have no frame loss
     reward_weight: float = 0.05
     termination_weight: float = 0.05
+    learned_weights: bool = False  # these two are where learning them begins; see training.loss_weights
     max_class_weight: float = 10.0  # of rare rewards and of terminations; the weight is sqrt(frequency ratio) below
     rare_class_odds: float = 1.5  # factor on the odds of rare classes: 1 is calibrated, more favours recall
 
@@ -149,6 +150,8 @@ def world_model_loss(
     weights: ClassWeights,
     self_context: float = 0.0,
     mean_over_processes: Callable[[Tensor], Tensor] = lambda value: value,
+    weigh: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+    tell_segments: Callable[[Tensor], None] | None = None,
 ) -> tuple[Tensor, Metrics]:
     """Loss of one batch, and metrics that stay on the device.
 
@@ -161,6 +164,8 @@ def world_model_loss(
             gradients for each generation if above 0.
         mean_over_processes: of a number on the device. What the loss divides by is averaged with it, so that the mean
             of all processes' gradients is that of one process with the whole batch.
+        weigh: makes one loss of those of frames, rewards and terminations; None: by the weights of `config`.
+        tell_segments: is called with the frame loss of each segment, ``[B]``, without gradient.
     """
     size, length = batch.frames.shape[:2]
     turns = no_turns(size, length, batch.frames.device)
@@ -195,7 +200,12 @@ def world_model_loss(
     termination_loss = _termination_loss(
         output.termination_logits[:, 1:].float(), batch.terminations, has_events, config, weights.termination
     )
-    loss = frame_loss + config.reward_weight * reward_loss + config.termination_weight * termination_loss
+    if weigh is None:
+        loss = frame_loss + config.reward_weight * reward_loss + config.termination_weight * termination_loss
+    else:
+        loss = weigh(frame_loss, reward_loss, termination_loss)
+    if tell_segments is not None:
+        tell_segments((squared_error.detach() * is_target).sum(1) / is_target.sum(1).clamp(min=1))
     metrics = {"loss": _mean(loss), "mse": _mean(frame_loss)}
     metrics |= _frame_metrics(squared_error.detach(), levels, is_target, turns.is_revisit)
     metrics |= {"reward/loss": _mean(reward_loss), **reward_metrics, "termination/loss": _mean(termination_loss)}

@@ -49,6 +49,8 @@ class Recipe:
     carried_frames: int = 0  # no gradient passes further back than parts of so many frames (training.carried); 0: off
     state_reconstruction: float = 0.0  # weight of asking the state after each part for an earlier frame
     attention_drop: float = 0.0  # of layers and sequences: trained without local attention (training.stochastic_depth)
+    memory_replay: float = 0.0  # of each batch: segments of the last steps, drawn again by loss (training.replay)
+    replay_segments: int = 1024  # how many of them each process remembers
     ema_decay: float = 0.999
     checkpoint_layers: bool = (
         False  # recompute layers in the backward pass: a third more time, a fraction of the memory
@@ -78,11 +80,23 @@ class Recipe:
             )
         if self.state_reconstruction > 0 and not self.carried_frames:
             raise ValueError("state_reconstruction asks states at the end of parts; set carried_frames, such as to 64.")
+        self._check_replay()
         if self.steps < 1 or self.log_steps < 1 or self.num_checkpoints < 1:
             raise ValueError(
                 "steps, log_steps and num_checkpoints must be at least 1, got "
                 f"{self.steps}, {self.log_steps} and {self.num_checkpoints}."
             )
+
+    def _check_replay(self) -> None:
+        if not 0 <= self.memory_replay < 1:
+            raise ValueError(f"memory_replay must be at least 0 and below 1, got {self.memory_replay}.")
+        for size in {stage.batch_size for stage in self.stages} if self.memory_replay else ():
+            if not 0 < round(self.memory_replay * size) < size <= self.replay_segments:
+                raise ValueError(
+                    f"memory_replay {self.memory_replay} of a batch of {size} is {round(self.memory_replay * size)} "
+                    f"segments, of {self.replay_segments} that are remembered; it takes at least one, some new ones "
+                    "beside it, and replay_segments of a batch or more."
+                )
 
     def progress(self, step: int, elapsed_minutes: float) -> float:
         by_clock = elapsed_minutes / self.max_minutes if self.max_minutes > 0 else 0.0

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from training.distributed import Processes
 from training.ema import ExponentialMovingAverage
+from training.loss_weights import LearnedWeights
 from training.provenance import seed_ranges
+from training.replay import SegmentReplay
 from wm_gym.files import atomic_path
 
 FORMAT_NAME = "wm_gym.training_run"
@@ -39,6 +41,13 @@ class RunState:
     frames_seen: int = 0  # by all processes
     elapsed_minutes: float = 0.0  # by all sessions of the run
     data_seeds: list[int] = field(default_factory=list)  # of the episodes from which batches are drawn
+    loss_weights: LearnedWeights | None = None
+    replay: SegmentReplay | None = None  # this process's
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """All that the optimizer moves: the model's and, under a name of their own, the weights of the losses."""
+        weights = [] if self.loss_weights is None else self.loss_weights.named_parameters(prefix="loss_weights")
+        return dict(self.model.named_parameters()) | dict(weights)
 
 
 def save_run_state(folder: Path, state: RunState, settings: Mapping[str, Any], processes: Processes, keep: int) -> Path:
@@ -48,6 +57,8 @@ def save_run_state(folder: Path, state: RunState, settings: Mapping[str, Any], p
         settings: JSON types that must be equal when the run goes on.
     """
     noise_states = processes.gather(state.noise_generator.get_state())
+    replays = {} if state.replay is None else state.replay.tensors()
+    replays = {name: processes.gather(tensor.cpu()) for name, tensor in replays.items()}
     path = folder / f"step_{state.step:09d}.safetensors"
     if processes.is_main:
         tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
@@ -55,6 +66,9 @@ def save_run_state(folder: Path, state: RunState, settings: Mapping[str, Any], p
         tensors |= {f"optimizer.{name}": tensor for name, tensor in _optimizer_tensors(state).items()}
         for rank in range(processes.num_processes):
             tensors[f"random.noise.{rank}"] = noise_states[rank]
+            tensors |= {f"replay.{rank}.{name}": of_ranks[rank] for name, of_ranks in replays.items()}
+        if state.loss_weights is not None:
+            tensors |= {f"loss_weights.{name}": tensor for name, tensor in state.loss_weights.state_dict().items()}
         header = {
             "format": FORMAT_NAME,
             "version": FORMAT_VERSION,
@@ -88,6 +102,10 @@ def load_run_state(path: Path, state: RunState, settings: Mapping[str, Any], pro
     with torch.no_grad():
         for name, tensor in _section(tensors, "ema.").items():
             state.ema.tensors[name].copy_(tensor)
+    if state.loss_weights is not None:
+        state.loss_weights.load_state_dict(_section(tensors, "loss_weights."))
+    if state.replay is not None:
+        state.replay.load(_section(tensors, f"replay.{processes.rank}."))
     _load_optimizer(state, _section(tensors, "optimizer."))
     state.noise_generator.set_state(tensors[f"random.noise.{processes.rank}"])
     state.step, state.frames_seen = header["step"], header["frames_seen"]
@@ -154,14 +172,14 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 def _optimizer_tensors(state: RunState) -> dict[str, Tensor]:
     return {
         f"{name}.{key}": value
-        for name, parameter in state.model.named_parameters()
+        for name, parameter in state.named_parameters().items()
         for key, value in state.optimizer.state.get(parameter, {}).items()
     }
 
 
 def _load_optimizer(state: RunState, tensors: Mapping[str, Tensor]) -> None:
     """Through `load_state_dict`, which knows the device and dtype that each entry needs."""
-    names = {parameter: name for name, parameter in state.model.named_parameters()}
+    names = {parameter: name for name, parameter in state.named_parameters().items()}
     ordered = [names[parameter] for group in state.optimizer.param_groups for parameter in group["params"]]
     entries: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():

@@ -104,11 +104,10 @@ def _read(path: str) -> tuple[str, Record]:
 
 
 def _check_shared(first: Record, other: Record, path: str) -> None:
-    for name in (*SHARED, "seeds"):
-        if first[name] != other[name]:
-            raise ValueError(
-                f"{path} has {name} {other[name]}, the first record {first[name]}: measure all rows alike."
-            )
+    for name in (*SHARED, "seeds", "refresh_steps"):
+        expected, given = (record.get(name, 0) for record in (first, other))  # earlier records never refreshed
+        if given != expected:
+            raise ValueError(f"{path} has {name} {given}, the first record {expected}: measure all rows alike.")
     ours, theirs = (record["columns"]["psnr"]["copy_last"]["per_maze"] for record in (first, other))
     # Rounding of sums differs between devices.
     if len(ours) != len(theirs) or max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) > 1e-2:

@@ -21,13 +21,15 @@ import torch
 import tyro
 
 from training.baselines import build_model
-from training.dataset import EpisodeDataset
+from training.dataset import Batch, EpisodeDataset
 from training.distributed import Processes, start_processes
 from training.ema import ExponentialMovingAverage
 from training.initialisation import set_memory_length
 from training.loader import BatchLoader, open_dataset
+from training.loss_weights import LearnedWeights
 from training.losses import ClassWeights, class_weights
 from training.recipes import RECIPES, ROWS, Recipe, Stage, make_recipe
+from training.replay import Origin, SegmentReplay
 from training.run_log import RunLog
 from training.run_state import RunState, checkpoints, load_data_seeds, load_run_state, save_run_state
 from training.store import open_store
@@ -142,8 +144,8 @@ def train(arguments: Arguments) -> Path:
                 last_stage = stage
                 learning_rate = recipe.learning_rate_at(state.step, progress)
                 with telling_what_to_lower(state.step, recipe, stage):
-                    batch = loader.batch(state.step, stage.batch_size, stage.length)
-                    metrics = train_step(state, batch, recipe, stage, weights, learning_rate, processes)
+                    batch, origin = next_batch(loader, state, stage)
+                    metrics = train_step(state, batch, recipe, stage, weights, learning_rate, processes, origin)
                 sums.add(metrics, state.step)
                 log.advance(stage.batch_size * stage.length * processes.num_processes)
                 if state.step % recipe.log_steps == 0:
@@ -193,6 +195,13 @@ def open_loader(arguments: Arguments, processes: Processes, latest: Path | None)
     return BatchLoader(dataset, processes.device, recipe.seed, processes.rank, recipe.reward_window_fraction)
 
 
+def next_batch(loader: BatchLoader, state: RunState, stage: Stage) -> tuple[Batch, Origin | None]:
+    """The batch of the step to come; with memory replay also where it comes from."""
+    if state.replay is None:
+        return loader.batch(state.step, stage.batch_size, stage.length), None
+    return state.replay.batch(loader, state.step, stage.batch_size, stage.length, state.noise_generator)
+
+
 def loss_weights(dataset: EpisodeDataset, recipe: Recipe, device: torch.device) -> ClassWeights:
     """Of the episodes that are loaded, so that a run that goes on has the same."""
     weights = class_weights(dataset.rewards, dataset.terminations, recipe.model.reward_values, recipe.loss)
@@ -214,12 +223,20 @@ def new_state(arguments: Arguments, dataset: EpisodeDataset, processes: Processe
     if processes.device.type == "cuda":
         prepare_gpu(model, arguments.compile)
     stream = recipe.seed * 1_000_003 + processes.rank
+    learned = replay = None
+    if recipe.loss.learned_weights:
+        has_rewards = bool((dataset.rewards != dataset.rewards[0]).any())
+        learned = LearnedWeights(recipe.loss, has_rewards, bool(dataset.terminations.any())).to(processes.device)
+    if recipe.memory_replay > 0:
+        replay = SegmentReplay(recipe.replay_segments, recipe.memory_replay, processes.device)
     return RunState(
         model=model,
         ema=ExponentialMovingAverage(dict(model.named_parameters()), recipe.ema_decay),
-        optimizer=make_optimizer(model, recipe, processes.device),
+        optimizer=make_optimizer(model, recipe, processes.device, learned),
         noise_generator=torch.Generator(processes.device).manual_seed(2 * stream + 1),
         data_seeds=dataset.seeds,
+        loss_weights=learned,
+        replay=replay,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from training.carried import CarriedPass
 from training.dataset import Batch, EpisodeDataset
 from training.distributed import Processes
+from training.loss_weights import LEARNING_RATE_FACTOR, LearnedWeights
 from training.losses import ClassWeights, Metrics, world_model_loss
 from training.muon import MuonAdamW
 from training.provenance import command_arguments, provenance, seed_ranges
 from training.recipes import Recipe, Stage
+from training.replay import Origin
 from training.run_state import RunState
 from training.stochastic_depth import dropped_attention
 from wm_gym.checkpoint import load_checkpoint, save_checkpoint
@@ -81,7 +83,9 @@ def load_initial_weights(model: WorldModel, name_or_path: str) -> None:
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, recipe: Recipe, device: torch.device, loss_weights: LearnedWeights | None = None
+) -> torch.optim.Optimizer:
     """The recipe's optimizer. Weight decay is for matrices: gains, biases and decay rates have no reason to shrink."""
     parameters = list(model.parameters())
     matrices = layer_matrices(model) if recipe.optimizer == "muon" else []
@@ -93,6 +97,9 @@ def make_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> to
         },
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
+    if loss_weights is not None:
+        of_losses = {"params": list(loss_weights.parameters()), "weight_decay": 0.0}
+        groups.append(of_losses | {"learning_rate_factor": LEARNING_RATE_FACTOR})
     fused = device.type == "cuda"
     if recipe.optimizer == "muon":
         return MuonAdamW(matrices, groups, recipe.learning_rate, recipe.betas, recipe.weight_decay, fused=fused)
@@ -126,23 +133,34 @@ def prepare_gpu(model: WorldModel, compile_parts: bool) -> None:
 
 
 def segment_loss(
-    state: RunState, batch: Batch, recipe: Recipe, stage: Stage, weights: ClassWeights, processes: Processes
+    state: RunState,
+    batch: Batch,
+    recipe: Recipe,
+    stage: Stage,
+    weights: ClassWeights,
+    processes: Processes,
+    tell_segments: Callable[[Tensor], None] | None = None,
 ) -> tuple[Tensor, Metrics]:
-    """`world_model_loss`, by the pass and with the further loss that the recipe asks for."""
-    model, generator = state.model, state.noise_generator
+    """`world_model_loss`, by the pass, the weights and with the further loss that the recipe asks for."""
+    model, generator, weigh = state.model, state.noise_generator, state.loss_weights
     assert isinstance(model, WorldModel)
+    further = (stage.self_context, processes.mean, weigh, tell_segments)
+    shown = {} if weigh is None else {name: _single(weight) for name, weight in weigh.relative().items()}
     if not recipe.carried_frames:
-        return world_model_loss(model, batch, recipe.loss, generator, weights, stage.self_context, processes.mean)
+        loss, metrics = world_model_loss(model, batch, recipe.loss, generator, weights, *further)
+        return loss, metrics | shown
     weight = recipe.state_reconstruction
     carried = CarriedPass(model, recipe.carried_frames, generator, weight > 0, recipe.loss.min_frame_level)
-    loss, metrics = world_model_loss(
-        cast(WorldModel, carried), batch, recipe.loss, generator, weights, stage.self_context, processes.mean
-    )
+    loss, metrics = world_model_loss(cast(WorldModel, carried), batch, recipe.loss, generator, weights, *further)
     if weight == 0:
-        return loss, metrics
+        return loss, metrics | shown
     reconstruction = carried.reconstruction_loss()
-    shown = torch.stack([reconstruction.detach(), torch.ones_like(reconstruction)])
-    return loss + weight * reconstruction, metrics | {"state_reconstruction": shown}
+    return loss + weight * reconstruction, metrics | shown | {"state_reconstruction": _single(reconstruction)}
+
+
+def _single(value: Tensor) -> Tensor:
+    """One number as a metric."""
+    return torch.stack([value.detach(), torch.ones_like(value)])
 
 
 def train_step(
@@ -153,25 +171,35 @@ def train_step(
     weights: ClassWeights,
     learning_rate: float,
     processes: Processes,
+    origin: Origin | None = None,
 ) -> Metrics:
-    """One optimizer step. Leaves everything on the device; nothing waits for it."""
+    """One optimizer step. Leaves everything on the device; nothing waits for it.
+
+    Args:
+        origin: of the batch, if it comes from `RunState.replay`, which is told what became of it.
+    """
     model = state.model
     assert isinstance(model, WorldModel)
     parameters = list(model.parameters())
+    of_segments: list[Tensor] = []
     state.optimizer.zero_grad(set_to_none=True)
     with dropped_attention(model, recipe.attention_drop, len(batch.frames), state.noise_generator):
         with torch.autocast(processes.device.type, torch.bfloat16, enabled=processes.device.type == "cuda"):
-            loss, metrics = segment_loss(state, batch, recipe, stage, weights, processes)
+            loss, metrics = segment_loss(state, batch, recipe, stage, weights, processes, of_segments.append)
         loss.backward()
-    processes.average_gradients(parameters)
+    if state.replay is not None and origin is not None:
+        state.replay.learned(origin, *of_segments)
+    processes.average_gradients(list(state.named_parameters().values()))
     norm = nn.utils.clip_grad_norm_(parameters, recipe.clip_norm, foreach=True)
     for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("learning_rate_factor", 1.0)
     state.optimizer.step()
+    if state.loss_weights is not None:
+        state.loss_weights.limit()
     state.step += 1
     state.frames_seen += stage.batch_size * stage.length * processes.num_processes
     state.ema.update(dict(model.named_parameters()), state.step)
-    return metrics | {"gradient_norm": torch.stack([norm, torch.ones_like(norm)])}
+    return metrics | {"gradient_norm": _single(norm)}
 
 
 class MetricSums:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -27,25 +27,39 @@ class Place(NamedTuple):
         return slice(self.first_transition, self.first_transition + self.num_frames - 1)
 
 
+class Windows(NamedTuple):
+    """B windows by what they are of, which stays the same however episodes are laid out.
+
+    Attributes:
+        seeds: of their episodes, int64 ``[B]``.
+        starts: index of their first frames in the episodes, int64 ``[B]``.
+    """
+
+    seeds: Tensor
+    starts: Tensor
+
+
 @dataclass(frozen=True)
 class WindowTable:
     """The windows of one length, numbered through the E episodes that are long enough."""
 
     total: int
     ends: Tensor  # int64 [E], number of the last window + 1
-    frame_shifts: Tensor  # int64 [E], first frame of a window = its number + shift of its episode
-    transition_shifts: Tensor  # int64 [E]
+    begins: Tensor  # int64 [E], number of the first window
+    seeds: Tensor  # int64 [E], ascending
+    first_frames: Tensor  # int64 [E], rows where the episodes begin
+    first_transitions: Tensor  # int64 [E]
     reward_starts: Tensor  # int64 [R], for each of R rewarded transitions the first window that contains it
     reward_counts: Tensor  # int64 [R], and the number of windows that do
 
 
 def make_window_table(
-    places: Sequence[Place], rewarded: np.ndarray, length: int, device: torch.device, name: object
+    places: Mapping[int, Place], rewarded: np.ndarray, length: int, device: torch.device, name: object
 ) -> WindowTable:
     """The table of all windows of `length` frames.
 
     Args:
-        places: the episodes, in the order in which their windows are numbered.
+        places: of the episodes by seed, ascending, as their windows are numbered.
         rewarded: bool, one for each row of transitions.
         length: of a window.
         device: of the table.
@@ -54,14 +68,14 @@ def make_window_table(
     Raises:
         ValueError: no episode is long enough, or a length below 1.
     """
-    longest = max(place.num_frames for place in places)
+    longest = max(place.num_frames for place in places.values())
     if not 1 <= length <= longest:
         raise ValueError(
             f"A window has from 1 to {longest} frames, the length of the longest episode in {name}; got {length}."
         )
-    ends, frame_shifts, transition_shifts, reward_starts, reward_counts = [], [], [], [], []
+    rows, reward_starts, reward_counts = [], [], []
     total = 0
-    for place in places:
+    for seed, place in places.items():
         num_windows = place.num_frames - length + 1
         if num_windows < 1:
             continue
@@ -70,9 +84,7 @@ def make_window_table(
         last = np.minimum(steps, num_windows - 1)
         reward_starts.append(total + first[last >= first])
         reward_counts.append((last - first + 1)[last >= first])
-        frame_shifts.append(place.first_frame - total)
-        transition_shifts.append(place.first_transition - total)
+        rows.append((total + num_windows, total, seed, place.first_frame, place.first_transition))
         total += num_windows
-        ends.append(total)
-    columns = (ends, frame_shifts, transition_shifts, np.concatenate(reward_starts), np.concatenate(reward_counts))
+    columns = (*np.array(rows, np.int64).T.copy(), np.concatenate(reward_starts), np.concatenate(reward_counts))
     return WindowTable(total, *(torch.as_tensor(column).to(device) for column in columns))

@@ -131,6 +131,11 @@ def test_rows_of_other_walks_are_refused(tmp_path: Path, records: dict[str, Any]
         make_table(written(tmp_path, records, columns=columns), unequal=False, argv=[])
 
 
+def test_rows_whose_memories_were_refreshed_are_not_set_beside_others(tmp_path: Path, records: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="refresh_steps 512, the first record 0"):
+        make_table(written(tmp_path, records, refresh_steps=512), unequal=False, argv=[])
+
+
 def test_what_is_no_record_is_refused_in_one_sentence(tmp_path: Path) -> None:
     for name, text in (("empty", "{}"), ("broken", "{")):
         (tmp_path / f"{name}.json").write_text(text)

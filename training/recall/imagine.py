@@ -8,8 +8,9 @@ from tqdm import tqdm
 
 from training.pose_input import Conditioning, model_poses
 from training.recall.options import Feedback, Memory
-from training.recall.steppers import GraphStepper, StateStepper, Stepper
+from training.recall.steppers import GraphStepper, Read, StateStepper, Stepper
 from training.rollouts import Rollouts
+from wm_gym.array_typing import Actions, Frames, Poses
 from wm_gym.nn.state import ModelState
 from wm_gym.step_graph import StepGraph
 from wm_gym.world_model import WorldModel
@@ -27,6 +28,8 @@ class Dreamer:
         cleared_frames: frames of the context that a cleared memory still reads; 0: window + 1.
         feedback: what enters the memories after each step, the imagined frame or the real one.
         conditioning: whether a model that takes poses is given them; see `training.pose_input.model_poses`.
+        refresh_steps: every so many imagined frames the memory is made anew (state refresh); 0: never.
+        refresh_frames: from how many of the newest frames, of the context or fed back; 0: `refresh_steps`.
     """
 
     def __init__(
@@ -38,12 +41,15 @@ class Dreamer:
         cleared_frames: int = 0,
         feedback: Feedback = "dreamed",
         conditioning: Conditioning = "pose",
+        refresh_steps: int = 0,
+        refresh_frames: int = 0,
     ) -> None:
         self.model = model
         self._conditioning: Conditioning = conditioning
         # As many as local attention and the pending frame hold: the newest past is known, everything else is gone.
         self._cleared_frames = cleared_frames or model.config.window + 1
         self._feedback: Feedback = feedback
+        self._refresh_steps, self._refresh_frames = refresh_steps, refresh_frames or refresh_steps
         self.batch_size = batch_size
         self._num_denoising_steps = num_denoising_steps
         self._noise_seed = noise_seed
@@ -68,39 +74,44 @@ class Dreamer:
 
     def _imagine_batch(self, walks: Rollouts, rows: Tensor, num_context: int, memory: Memory) -> Tensor:
         device, num_frames = self.model.device, walks.frames.shape[1] - num_context
-        stepper = self._start(walks, rows, num_context, memory)
+        first = num_context - self.num_frames_read(memory, num_context)  # that the memory has read
         # All on the device at once: a copy for every step would wait for it.
-        actions = walks.actions[rows, num_context - 1 :].to(device)
-        poses = self._poses(walks, rows, num_context, memory)
-        poses = None if poses is None else poses[:, -num_frames:].to(device)
-        real = walks.frames[rows, num_context:].to(device) if self._feedback == "real" else None
-        frames = torch.empty(len(rows), num_frames, *walks.frames.shape[2:], dtype=torch.uint8, device=device)
+        actions = walks.actions[rows].to(device)
+        seen = walks.frames[rows].to(device)  # the context, then what memory is given in the dream
+        poses = self._poses(walks, rows, first)
+        stepper = self._start(walks, rows, self._reader(seen, actions, poses, first, num_context))
+        frames = torch.empty_like(seen[:, num_context:])
         for t in tqdm(range(num_frames), desc=f"dreaming, memory {memory}", unit="frame", leave=False):
-            frames[:, t] = stepper.step(actions[:, t], None if poses is None else poses[:, t])
-            if real is not None:
-                stepper.correct(real[:, t])
+            now = num_context + t
+            if self._refresh_steps and t and t % self._refresh_steps == 0:
+                first = max(now - self._refresh_frames, 0)
+                poses = self._poses(walks, rows, first)
+                stepper.restart(self._reader(seen, actions, poses, first, now))
+            frames[:, t] = stepper.step(actions[:, now - 1], None if poses is None else poses[:, now - first])
+            if self._feedback == "real":
+                stepper.correct(seen[:, now])
+            else:
+                seen[:, now] = frames[:, t]
         return frames.cpu()
 
-    def _start(self, walks: Rollouts, rows: Tensor, num_context: int, memory: Memory) -> Stepper:
+    def _start(self, walks: Rollouts, rows: Tensor, read: Read) -> Stepper:
         keys = torch.tensor([self._noise_seed + walks.seeds[row] for row in rows.tolist()], device=self.model.device)
-
-        def read(dreams: Tensor) -> ModelState:
-            return self._read(walks, rows[dreams], num_context, memory)
-
         if self._graph is None:
             return StateStepper(self.model, self._num_denoising_steps, read, keys)
         return GraphStepper(self._graph, read, keys)
 
-    def _read(self, walks: Rollouts, rows: Tensor, num_context: int, memory: Memory) -> ModelState:
-        device = self.model.device
-        first = num_context - self.num_frames_read(memory, num_context)
-        frames = walks.frames[rows, first:num_context].to(device)
-        actions = walks.actions[rows, first : num_context - 1].to(device)
-        pose = self._poses(walks, rows, num_context, memory)
-        pose = None if pose is None else pose[:, : frames.shape[1]].to(device)
-        return self.model.prefill(self.model.initial_state(len(rows)), frames, actions, pose)
+    def _reader(self, frames: Frames, actions: Actions, poses: Poses | None, first: int, end: int) -> Read:
+        """Reads frames `first` to `end` - 1 of some of the dreams into a new memory; `poses` begin at `first`."""
 
-    def _poses(self, walks: Rollouts, rows: Tensor, num_context: int, memory: Memory) -> Tensor | None:
-        """Poses from the first frame that is read to the last one that is dreamed."""
-        first = num_context - self.num_frames_read(memory, num_context)
-        return model_poses(self.model.config, walks.pose[rows, first:], self._conditioning)
+        def read(dreams: Tensor) -> ModelState:
+            picked = dreams.to(frames.device)
+            pose = None if poses is None else poses[picked, : end - first]
+            state = self.model.initial_state(len(dreams))
+            return self.model.prefill(state, frames[picked, first:end], actions[picked, first : end - 1], pose)
+
+        return read
+
+    def _poses(self, walks: Rollouts, rows: Tensor, first: int) -> Poses | None:
+        """What the model is told of frame `first` and of all that follow, on its device."""
+        poses = model_poses(self.model.config, walks.pose[rows, first:], self._conditioning)
+        return None if poses is None else poses.to(self.model.device)

@@ -74,6 +74,8 @@ def measure_recall(
         options.cleared_frames,
         options.feedback,
         options.conditioning,
+        options.refresh_steps,
+        options.refresh_frames,
     )
     dreamed = {memory: dreamer.imagine(walks, num_context, memory).numpy() for memory in options.memory}
     real = walks.frames.numpy()
@@ -119,12 +121,17 @@ def _about(metric: Metric) -> dict[str, str]:
 
 
 def _definitions(dreamer: Dreamer, num_context: int, options: RecallOptions) -> dict[str, str]:
+    refresh = {}
+    if options.refresh_steps:
+        num_read = options.refresh_frames or options.refresh_steps
+        refresh["refreshed"] = f"every {options.refresh_steps} frames memory is made anew from the newest {num_read}"
     words = {
         "kept": f"the model has read all {num_context} frames of the context",
         "cleared": f"the model has read the last {dreamer.num_frames_read('cleared', num_context)} frames only",
     }
     return {
         **{memory: words[memory] for memory in options.memory},
+        **refresh,
         "dreamed": "every frame follows "
         + ("those imagined before it" if options.feedback == "dreamed" else "real ones"),
         "copy_last": "the last frame of the context, unchanged",

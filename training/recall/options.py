@@ -36,6 +36,11 @@ class RecallOptions:
     real frames before it, so that recall is measured without drift."""
     feedback_interval: int | None = None
     """Every how many frames a dreamed one enters memory; None: as the checkpoint says (`WorldModelConfig`)."""
+    refresh_steps: int = 0
+    """State refresh: every so many dreamed frames the memory is made anew from the newest frames alone, as environments
+    do by their refresh_steps; 0: never."""
+    refresh_frames: int = 0
+    """How many frames it reads then, dreamed ones and, near the beginning, those of the context; 0: refresh_steps."""
     rollouts: Path | None = None
     """Store of the real walks; what it lacks is recorded into it. None: a folder beside the JSON file."""
     recording: Annotated[RecordingOptions, tyro.conf.arg(name="")] = field(default_factory=RecordingOptions)
@@ -60,6 +65,11 @@ class RecallOptions:
             )
         if self.cleared_frames < 0:
             raise ValueError(f"cleared_frames must be at least 0, got {self.cleared_frames}.")
+        if self.refresh_steps < 0 or self.refresh_frames < 0 or (self.refresh_frames and not self.refresh_steps):
+            raise ValueError(
+                "refresh_steps and refresh_frames must be at least 0, and refresh_frames needs refresh_steps, got "
+                f"{self.refresh_steps} and {self.refresh_frames}."
+            )
         if self.workers < 0 or self.envs_per_worker < 1:
             raise ValueError(
                 f"workers must be at least 0 and envs_per_worker at least 1, got {self.workers} and "

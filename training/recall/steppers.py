@@ -33,6 +33,10 @@ class Stepper(Protocol):
         """Put real frames in place of the newest ones, before they enter the memories."""
         ...
 
+    def restart(self, read: Read) -> None:
+        """Go on from other memories; the noise goes on as it would have."""
+        ...
+
 
 class GraphStepper:
     """Steps models of our own kind by a `StepGraph`.
@@ -45,10 +49,8 @@ class GraphStepper:
 
     def __init__(self, graph: StepGraph, read: Read, keys: Tensor) -> None:
         self._graph, self._num_dreams = graph, len(keys)
-        filled = torch.arange(graph.batch_size) % len(keys)
-        for places in torch.arange(graph.batch_size).split(ROWS_PER_PREFILL):
-            graph.load(read(filled[places]), places)
-        self._filled = filled.to(keys.device)
+        self._filled = torch.arange(graph.batch_size, device=keys.device) % len(keys)
+        self.restart(read)
         graph.set_noise(keys[self._filled])
 
     def step(self, action: Action, pose: Pose | None) -> Frame:
@@ -60,6 +62,12 @@ class GraphStepper:
         """See `Stepper`."""
         self._graph.memory.correct(frames_to_model(frame[self._filled]))
 
+    def restart(self, read: Read) -> None:
+        """See `Stepper`."""
+        filled = self._filled.cpu()
+        for places in torch.arange(self._graph.batch_size).split(ROWS_PER_PREFILL):
+            self._graph.load(read(filled[places]), places)
+
 
 class StateStepper:
     """Steps any model by its own `step`, with the noise that a `StepGraph` would draw.
@@ -70,7 +78,7 @@ class StateStepper:
     def __init__(self, model: WorldModel, num_denoising_steps: int, read: Read, keys: Tensor) -> None:
         self._model, self._num_denoising_steps, self._keys = model, num_denoising_steps, keys
         self._counters = torch.zeros_like(keys)
-        self._state = read(torch.arange(len(keys)))
+        self.restart(read)
 
     def step(self, action: Action, pose: Pose | None) -> Frame:
         """See `Stepper`."""
@@ -84,3 +92,7 @@ class StateStepper:
         """See `Stepper`."""
         assert self._state.pending is not None
         self._state = dataclasses.replace(self._state, pending=self._state.pending.corrected(frames_to_model(frame)))
+
+    def restart(self, read: Read) -> None:
+        """See `Stepper`."""
+        self._state = read(torch.arange(len(self._keys)))

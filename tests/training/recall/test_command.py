@@ -103,6 +103,8 @@ def test_a_dream_that_is_measured_twice_is_the_same(store: Path, tmp_path: Path)
         (["--protocol", "reasoning", "--memory"], "memory is empty"),
         (["--protocol", "reasoning", "--workers", "-1"], "at least 0"),
         (["--protocol", "reasoning", "--frames", "0"], "at least 1"),
+        (["--protocol", "reasoning", "--refresh-steps", "-1"], "at least 0"),
+        (["--protocol", "reasoning", "--refresh-frames", "4"], "refresh_frames needs refresh_steps"),
     ],
 )
 def test_what_cannot_be_measured_is_one_sentence(store: Path, tmp_path: Path, options: list[str], message: str) -> None:
@@ -126,6 +128,19 @@ def test_a_model_with_odometry_is_measured_both_ways(store: Path, tmp_path: Path
     assert (action["conditioning"], pose["conditioning"]) == ("action", "pose")
     assert action["columns"]["psnr"]["copy_last"] == pose["columns"]["psnr"]["copy_last"]
     assert action["columns"]["psnr"]["kept"] != pose["columns"]["psnr"]["kept"]
+
+
+def test_memories_are_refreshed_when_asked_and_the_record_says_so(store: Path, tmp_path: Path) -> None:
+    checkpoint = save_tiny_checkpoint(tmp_path / "model.safetensors")
+    options = ("--protocol", "reasoning", "--frames", "8", "--memory", "kept")
+    without, refreshed = (
+        json.loads(run(tmp_path, store, checkpoint, *options, *given).read_text())
+        for given in ((), ("--refresh-steps", "3", "--refresh-frames", "5"))
+    )
+    assert (without["refresh_steps"], refreshed["refresh_steps"]) == (0, 3)
+    assert refreshed["definitions"]["refreshed"] == "every 3 frames memory is made anew from the newest 5"
+    before, after = (record["columns"]["psnr"]["kept"]["per_frame"] for record in (without, refreshed))
+    assert before[:3] == after[:3] and before[3:] != after[3:]
 
 
 def test_seeds_that_were_trained_on_are_refused_before_anything_is_recorded(store: Path, tmp_path: Path) -> None:

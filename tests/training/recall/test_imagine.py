@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from tests.tiny import tiny_model
 from tests.toy_store import make_toy_store
 from training.baselines import BaselineConfig, build_model
+from training.pose_input import Conditioning, model_poses
 from training.recall.imagine import Dreamer
 from training.recall.options import Feedback, Memory
 from training.rollouts import Rollouts, read_rollouts
@@ -140,3 +143,45 @@ def test_a_planar_model_sees_poses_from_the_first_frame_that_it_read(walks: Roll
     assert_about_equal(dreamer.imagine(elsewhere, CONTEXT, memory), dreamed)
     unmoved = Rollouts(**{**vars(walks), "pose": walks.pose[:, :1].expand_as(walks.pose)})
     assert not torch.equal(dreamer.imagine(unmoved, CONTEXT, memory), dreamed)
+
+
+REFRESHED = ({}, {"pose_size": 4, "pose_kind": "planar"}, {"pose_size": 4, "pose_kind": "planar", "odometry": True})
+
+
+@pytest.mark.parametrize("overrides", REFRESHED)
+@pytest.mark.parametrize("kind", [WorldModel, OtherModel])
+@pytest.mark.parametrize("num_read", [0, 7])
+def test_after_a_refresh_a_dream_is_that_of_a_memory_of_the_newest_frames_alone(
+    walks: Rollouts, overrides: dict[str, Any], kind: type[WorldModel], num_read: int
+) -> None:
+    model = kind(tiny_model(**overrides).config).eval()
+    model.load_state_dict(tiny_model(**overrides).state_dict())
+    told: Conditioning = "action" if overrides.get("odometry") else "pose"
+    dreamed = Dreamer(model, 3, conditioning=told, refresh_steps=5, refresh_frames=num_read).imagine(
+        walks, CONTEXT, "kept"
+    )
+    assert_about_equal(dreamed[:, :5], Dreamer(model, 3, conditioning=told).imagine(walks, CONTEXT, "kept")[:, :5])
+    first, now = CONTEXT + 5 - (num_read or 5), CONTEXT + 5  # 7: five dreamed ones and the last two of the context
+    newest = torch.cat([walks.frames[:, :CONTEXT], dreamed], dim=1)[:, first:now]
+    pose = model_poses(model.config, walks.pose[:, first:], told)
+    with torch.no_grad():
+        state = model.prefill(
+            model.initial_state(3),
+            newest,
+            walks.actions[:, first : now - 1],
+            None if pose is None else pose[:, : now - first],
+        )
+        for t in (5, 6):
+            noise = frame_noise(torch.tensor(walks.seeds), torch.full((3,), t), (3, 16, 16))
+            pose_t = None if pose is None else pose[:, CONTEXT + t - first]
+            prediction, state = model.step(state, walks.actions[:, CONTEXT + t - 1], noise, pose=pose_t)
+            assert_about_equal(dreamed[:, t], model_to_frames(prediction.frame))
+
+
+def test_a_refresh_reads_real_frames_where_they_are_fed_back(walks: Rollouts) -> None:
+    dreamer = Dreamer(tiny_model(), 3, feedback="real", refresh_steps=4)
+    dreamed = dreamer.imagine(walks, CONTEXT, "kept")
+    before, within = (dreamer.imagine(changed(walks, frame), CONTEXT, "kept") for frame in (CONTEXT - 1, CONTEXT + 3))
+    assert torch.equal(before[:, 4:], dreamed[:, 4:]), "what the old memory had read is gone"
+    assert not torch.equal(before[:, :4], dreamed[:, :4])
+    assert not torch.equal(within[:, 4:], dreamed[:, 4:])
