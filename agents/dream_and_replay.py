@@ -46,6 +46,7 @@ class Dreamed:
 
     actions: np.ndarray  # [S] or [S, A]; actions[0] was taken at the last frame of the context
     episode: Episode
+    likely: np.ndarray  # [S, 2]: the likeliest reward other than 0, and how probable the head takes any to be
 
 
 class DreamRows:
@@ -98,10 +99,11 @@ class DreamRows:
                     actions[row] = policies[row](seen(row), {})
             obs, rewards, terminated, truncated, _ = self.envs.step(np.stack(actions))
             ended = np.asarray(terminated | truncated)
+            likely = torch.stack(self.envs.unwrapped.likely_rewards, -1).cpu().numpy()
             for row, log in enumerate(logs):
                 if not log.end:
-                    log.add(obs[row], rewards[row], terminated[row], truncated[row], actions[row])
-        return [Dreamed(np.array(log.actions, self.action_space.dtype), log.episode()) for log in logs]
+                    log.add(obs[row], rewards[row], terminated[row], truncated[row], actions[row], likely[row])
+        return [log.dreamed(self.action_space) for log in logs]
 
     def close(self) -> None:
         """Frees the dreams."""
@@ -209,16 +211,24 @@ class _Log:
         self.actions: list[Any] = []
         self.frames: list[np.ndarray] = []
         self._rewards: list[float] = []
+        self._likely: list[Any] = []
         self.end = ""
 
-    def add(self, frame: Any, reward: Any, terminated: Any, truncated: Any, action: Any = None) -> None:
+    def add(
+        self, frame: Any, reward: Any, terminated: Any, truncated: Any, action: Any = None, likely: Any = None
+    ) -> None:
         self.actions.append(action)
+        self._likely.append(likely)
         self.frames.append(np.array(frame))
         self._rewards.append(float(reward))
         self.end = "terminated" if terminated else "truncated" if truncated else ""
 
     def episode(self) -> Episode:
         return Episode(np.stack(self.frames), np.array(self._rewards), self.end)
+
+    def dreamed(self, action_space: gym.Space[Any]) -> Dreamed:
+        actions = np.array(self.actions, action_space.dtype)
+        return Dreamed(actions, self.episode(), np.array(self._likely, np.float64))
 
 
 def _spaces(env: gym.Env[Any, Any]) -> tuple[gym.Space[Any], gym.Space[Any]]:

@@ -105,13 +105,14 @@ def _draw_learning(axes: Any, training: dict[str, Any], colors: dict[str, str]) 
             f"{name}: while it learns {_place(run)}",
             f"{name}: scored in reality, {run['settings']['score_episodes']} episodes",
         ]
+        # A run that was only scored at its end has no curve to look at.
+        was_followed = any(len(one["scores"]) > 1 for one in run["seeds"].values())
         for index, one in enumerate(run["seeds"].values()):
             style = {"color": colors.get(name, COLORS[-1]), "alpha": 1 - 0.3 * min(index, 2)}
             if points := reward_per_step(one["learning"]) or between_scores(one["scores"]):
                 axes.plot(*_columns(points), lw=1.4, label=labels[0], **style)
                 labels[0] = "_nolegend_"
-            # A run that was only scored at its end has no curve to look at.
-            if len(one["scores"]) > 1:
+            if was_followed and one["scores"]:
                 steps = [score["timesteps"] for score in one["scores"]]
                 rates = [score["real_return"] / score["real_length"] for score in one["scores"]]
                 axes.plot(steps, rates, "o--", lw=0.8, mec="black", label=labels[1], **style)

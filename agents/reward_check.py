@@ -141,6 +141,15 @@ def describe(report: dict[str, Any]) -> str:
         if one["acted_return"] is not None:
             gap = "none" if one["acted_gap"] is None else f"{one['acted_gap']:.0%}"
             lines.append(f"  return {one['acted_return']:.2f} where it acts in reality instead, gap {gap}")
+        for row in one["by_threshold"]:
+            precision, *gaps = (
+                "none" if row[key] is None else f"{row[key]:.0%}"
+                for key in ("precision", "acted_gap", "acted_first_gap")
+            )
+            lines.append(
+                f"  threshold {row['threshold']:g}: {row['dreamed_rewards']} rewards dreamed, precision {precision}, "
+                f"gap {gaps[0]}, up to the first reward {gaps[1]}"
+            )
     return "\n".join(lines)
 
 
@@ -179,6 +188,7 @@ def _play(
     size = min(config.batch or (GPU_BATCH if device.type == "cuda" else CPU_BATCH), most)
     rows = DreamRows(dream, size, config.horizon, str(device))
     films: list[Record] = []
+    ends = dream.kwargs.get("end_at_reward", False)  # what another threshold would have gone on to is not known then
     try:
         with real_episodes(real, min(config.workers or os.cpu_count() or 1, size)) as episodes:
             if (spaces := episodes.spaces()) != rows.image_spaces:
@@ -193,7 +203,8 @@ def _play(
                     dreamed = rows.play(make, seeds, contexts)
                     records = episodes.replay(seeds, contexts, dreamed)
                     acted = episodes.act(models[name], dream.memory, seeds, contexts, config.horizon)
-                    keep(name, [episode_result(*one) for one in zip(records, acted, strict=True)])
+                    likely = [None if ends else one.likely for one in dreamed]
+                    keep(name, [episode_result(*one) for one in zip(records, acted, likely, strict=True)])
                     films.append(records[0])
     finally:
         rows.close()

@@ -15,14 +15,20 @@ from wm_gym.comparison.record import Record
 
 # Ends of the ranges of dreamed steps that are looked at apart: dreams get worse as they age.
 RANGE_ENDS = (10, 25, 50, 100, 200, 400, 700, 1000, 2000)
+THRESHOLDS = (0.1, 0.25, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # of the reward head
+LEAST_LIKELY = 0.02  # less probable rewards are not kept
 NUM_RESAMPLES = 10_000
 Z95 = 1.959964  # standard normal
 
 
-def episode_result(record: Record, acted: np.ndarray) -> Result:
+def episode_result(record: Record, acted: np.ndarray, likely: np.ndarray | None) -> Result:
     """What the figures need of an episode in which the dream is the environment under test, as JSON types.
 
-    `acted`: rewards [S] of the policy itself in the real environment, from the same context.
+    Args:
+        record: of S steps.
+        acted: rewards [S] of the policy itself in the real environment, from the same context.
+        likely: as of `agents.dream_and_replay.Dreamed`, at least [S, 2]; None where another threshold would have
+            led to another dream.
     """
     real_frames = record.reference_frames[record.num_context_frames :]
     quality = psnr(record.frames, real_frames)
@@ -35,6 +41,7 @@ def episode_result(record: Record, acted: np.ndarray) -> Result:
         "real": _sparse(record.reference_rewards),
         "acted": _sparse(acted),
         "psnr": [round(float(quality[first:last].mean()), 2) for first, last in ranges(record.num_steps)],
+        **({} if likely is None else {"likely": _likely(likely[: record.num_steps])}),
     }
 
 
@@ -69,6 +76,7 @@ def reward_figures(results: Sequence[Result], tolerance: int) -> dict[str, Any]:
         "longest_dreamed_run": max(map(_longest_run, dreamed)),
         "longest_real_run": max(map(_longest_run, real)),
         "by_range": _by_range(results, matches),
+        "by_threshold": _by_threshold(results, tolerance),
     }
 
 
@@ -136,21 +144,52 @@ def _first(matches: Sequence[RewardAgreement]) -> dict[str, Any]:
 def _acted(results: Sequence[Result]) -> dict[str, Any]:
     """The gap between the returns of the policy in dreams and in reality, where it acts in both from the same contexts.
 
-    Of the episodes for which both are known: results that were kept by earlier versions have one of them.
+    `acted_first_gap` is that of episodes which end at the first reward other than 0, so that what chance decides after
+    it does not matter. Of the episodes for which both are known: results that were kept by earlier versions have one.
     """
-    both = [
-        [math.fsum(reward for _, reward in one[side]) for side in ("dreamed", "acted")]
-        for one in results
-        if "acted" in one
-    ]
+    both = [(one["dreamed"], one["acted"]) for one in results if "acted" in one]
     if not both:
-        return {"acted_return": None, "acted_return_interval95": None, "acted_gap": None}
-    dreamed, acted = zip(*both, strict=True)
+        return dict.fromkeys(("acted_return", "acted_return_interval95", "acted_gap", "acted_first_gap"))
+    dreamed, acted = ([math.fsum(reward for _, reward in one) for one in side] for side in zip(*both, strict=True))
+    firsts = [math.fsum(one[0][1] for one in side if one) for side in zip(*both, strict=True)]
     return {
         "acted_return": math.fsum(acted) / len(both),
         "acted_return_interval95": interval95(acted),
         "acted_gap": gap(math.fsum(dreamed) / len(both), math.fsum(acted) / len(both)),
+        "acted_first_gap": gap(firsts[0] / len(both), firsts[1] / len(both)),
     }
+
+
+def _by_threshold(results: Sequence[Result], tolerance: int) -> list[dict[str, Any]]:
+    """What the same dreams would have rewarded had the head been believed from another probability on.
+
+    Frames do not depend on rewards, so these are the figures of other thresholds, as long as no reward ends a dream.
+    [] if that is not known of every episode.
+    """
+    if not all("likely" in one for one in results):
+        return []
+    rows = []
+    for threshold in THRESHOLDS:
+        believed = [
+            {
+                **one,
+                "dreamed": [[step, reward] for step, reward, probability in one["likely"] if probability > threshold],
+            }
+            for one in results
+        ]
+        dreamed, real = ([_dense(one[side], one["steps"]) for one in believed] for side in ("dreamed", "real"))
+        matches = [match_rewards(there, here, tolerance) for there, here in zip(real, dreamed, strict=True)]
+        agreement, first, acted = _agreement(matches), _first(matches), _acted(believed)
+        rows.append(
+            {
+                "threshold": threshold,
+                **{key: agreement[key] for key in ("dreamed_rewards", "hits", "precision", "recall")},
+                "first_precision": first["first_precision"],
+                "dreamed_return": sum(float(rewards.sum()) for rewards in dreamed) / len(results),
+                **{key: acted[key] for key in ("acted_gap", "acted_first_gap")},
+            }
+        )
+    return rows
 
 
 def _by_range(results: Sequence[Result], matches: Sequence[RewardAgreement]) -> list[dict[str, Any]]:
@@ -197,6 +236,12 @@ def _longest_run(rewards: np.ndarray) -> int:
 def _sparse(rewards: np.ndarray) -> list[list[float]]:
     """(step, reward) of all rewards other than 0; the first step is 1."""
     return [[int(step) + 1, float(rewards[step])] for step in np.flatnonzero(rewards)]
+
+
+def _likely(likely: np.ndarray) -> list[list[float]]:
+    """(step, reward, probability) where a reward other than 0 is not quite out of the question; the first step is 1."""
+    steps = np.flatnonzero(likely[:, 1] > LEAST_LIKELY)
+    return [[int(step) + 1, float(likely[step, 0]), round(float(likely[step, 1]), 4)] for step in steps]
 
 
 def _dense(events: Sequence[Sequence[float]], num_steps: int) -> np.ndarray:

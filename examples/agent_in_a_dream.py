@@ -1,7 +1,7 @@
 """Agents that learn and plan in a dream, and are scored outside it: `python -m examples.agent_in_a_dream`.
 
-The world stands below; it is so small that its dream is learned in seconds. The whole way takes about a minute on two
-cores and leaves its files in outputs/line: episodes, world model, agent, scores.
+The world stands below; it is so small that its dream is learned in half a minute. The whole way takes less than two
+minutes on two cores and leaves its files in outputs/line: episodes, world model, agent, scores.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ plan = make_planner(str(OUT / "world/model.safetensors"), horizon=4, hold=1, can
 search = make_search(str(OUT / "world/model.safetensors"), hold=1, simulations=32, leaves=8, rollout=3)
 
 
-def make_dream(out: Path, steps: int = 300) -> dict[str, Any]:
+def make_dream(out: Path, steps: int = 600) -> dict[str, Any]:
     """Records random play, trains a world model on it for `steps`, and returns the arguments that make its dream."""
     config = CollectConfig(
         env=f"examples.agent_in_a_dream:{ENV_ID}", policy="random", out=out / "data", frames=2500, workers=1

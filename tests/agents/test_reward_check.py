@@ -55,7 +55,13 @@ def test_a_model_that_rewards_everything_is_found_out(tmp_path, lying_kwargs):
     assert figures["precision"] == figures["hits"] / 40 < 0.3 and figures["gap"] > 0.7
     assert figures["recall"] in (None, 1.0)
     assert "false rewards in a row" in describe(report)
+    assert all(row["dreamed_rewards"] == 40 for row in figures["by_threshold"]), "It is sure of each of them."
     assert figures["acted_gap"] == 1 - figures["acted_return"] / 8 and "acts in reality" in describe(report)
+
+
+def test_what_another_threshold_would_have_dreamed_is_not_told_of_dreams_that_end_at_rewards(tmp_path, lying_kwargs):
+    figures = check_rewards(config(tmp_path, {**lying_kwargs, "end_at_reward": True}))["all"]
+    assert figures["steps"] == figures["dreamed_rewards"] == 5 and figures["by_threshold"] == []
 
 
 def test_the_same_actions_are_taken_in_the_real_episode_from_the_end_of_the_context(tiny_kwargs):
@@ -83,6 +89,7 @@ def test_the_same_actions_are_taken_in_the_real_episode_from_the_end_of_the_cont
             obs, reward, terminated, truncated, _ = dream.step(action)
             np.testing.assert_array_equal(one.episode.frames[step], obs)
             assert one.episode.rewards[step] == reward
+            assert 0 <= one.likely[step, 1] <= 1 and (reward == 0 or one.likely[step, 0] == reward)
         assert terminated or truncated, "The dream was played to its end."
         assert one.episode.end == ("terminated" if terminated else "truncated")
 
@@ -94,7 +101,9 @@ def test_nothing_is_to_be_had_after_a_real_end_but_a_cut_episode_says_nothing():
     for spec in (EnvSpec(TOY_ID, kwargs, max_episode_steps=1000), EnvSpec(TOY_ID, max_episode_steps=20)):
         with real_episodes(spec) as episodes:
             contexts = episodes.lead("random", [seed], 3)
-            dreamed = Dreamed(actions, Episode(np.zeros((300, 16, 16, 3), np.uint8), np.ones(300), "truncated"))
+            dreamed = Dreamed(
+                actions, Episode(np.zeros((300, 16, 16, 3), np.uint8), np.ones(300), "truncated"), np.ones((300, 2))
+            )
             record = episodes.replay([seed], contexts, [dreamed])[0]
         if spec.kwargs:
             assert record.reference_end == "terminated" and record.num_steps == 300

@@ -88,7 +88,10 @@ def test_a_record_is_kept_as_its_rewards_and_its_quality_by_range():
     rewards = np.zeros(12)
     rewards[3] = 1
     record = Record(7, real, frames, np.zeros(13, np.int64), rewards, np.zeros(12), "truncated", "", 0.0, 0.0)
-    kept = episode_result(record, np.array([0.0, 2.0]))
+    likely = np.stack([np.ones(12), np.linspace(0, 0.033, 12)], -1)
+    kept = episode_result(record, np.array([0.0, 2.0]), likely)
+    assert [step for step, *_ in kept["likely"]] == [8, 9, 10, 11, 12] and kept["likely"][-1] == [12, 1.0, 0.033]
+    assert "likely" not in episode_result(record, np.zeros(2), None)
     assert kept["acted"] == [[2, 2.0]]
     assert kept["real"] == [[4, 1.0]] and kept["dreamed"] == [] and kept["steps"] == 12
     assert len(kept["psnr"]) == 2 and kept["psnr"][0] > 50 > kept["psnr"][1]
@@ -105,3 +108,26 @@ def test_the_gap_of_an_agent_is_between_what_it_gets_in_dreams_and_what_it_gets_
     assert figures["acted_return_interval95"][0] < 1.5 < figures["acted_return_interval95"][1]
     none = reward_figures([earlier], tolerance=3)
     assert none["acted_return"] is none["acted_return_interval95"] is none["acted_gap"] is None
+
+
+def test_other_thresholds_are_told_from_the_same_dreams():
+    one = {
+        **result([10, 30], [11], steps=60),
+        "acted": [[12, 1.0], [50, 1.0]],
+        "likely": [[10, 1.0, 0.97], [20, 1.0, 0.3], [30, 1.0, 0.65]],
+    }
+    two = {**result([40], [], steps=60), "acted": [], "likely": [[40, 1.0, 0.85]]}
+    rows = {row["threshold"]: row for row in reward_figures([one, two], tolerance=3)["by_threshold"]}
+    assert [rows[at]["dreamed_rewards"] for at in (0.25, 0.35, 0.6, 0.7, 0.9)] == [4, 3, 3, 2, 1]
+    assert rows[0.25]["precision"] == 0.25 and rows[0.9]["precision"] == 1
+    assert rows[0.25]["dreamed_return"] == 2 and rows[0.25]["acted_gap"] == pytest.approx(0.5)
+    # Two dreams have a first reward, one real episode; from .9 on only that one.
+    assert rows[0.7]["acted_first_gap"] == pytest.approx(0.5) and rows[0.9]["acted_first_gap"] == 0
+    assert reward_figures([one, result([], [])], tolerance=3)["by_threshold"] == []
+
+
+def test_the_first_rewards_of_dreams_are_held_against_the_first_real_ones():
+    one = {**result([10, 20, 30], []), "acted": [[70, 1.0]]}
+    two = {**result([15], []), "acted": []}
+    figures = reward_figures([one, two], tolerance=3)
+    assert figures["acted_gap"] == pytest.approx(0.75) and figures["acted_first_gap"] == pytest.approx(0.5)

@@ -193,6 +193,18 @@ def test_termination_comes_from_the_head(make, tmp_path):
     assert envs.step([0, 1, 2])[2].tolist() == [False] * 3
 
 
+def test_what_the_head_holds_for_likely_is_told_whatever_the_threshold(make):
+    doubting, trusting = make(reward_threshold=1 - 1e-6), make(reward_threshold=1e-6)
+    for envs in (doubting, trusting):
+        envs.reset(seed=5)
+        with pytest.raises(gym.error.ResetNeeded):
+            _ = envs.unwrapped.likely_rewards
+    never, always = doubting.step(np.ones(3, int))[1], trusting.step(np.ones(3, int))[1]
+    (reward, probability), (same, equal) = doubting.unwrapped.likely_rewards, trusting.unwrapped.likely_rewards
+    assert reward.tolist() == same.tolist() == always.tolist() == [1, 1, 1] and never.tolist() == [0, 0, 0]
+    assert probability.tolist() == equal.tolist() and min(probability) > 0 and max(probability) < 1
+
+
 def test_a_fork_goes_on_exactly_as_the_episodes_did(make):
     envs, actions = make(), actions_for(2 * HORIZON)
     envs.reset(seed=0)

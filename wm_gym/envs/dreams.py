@@ -117,6 +117,7 @@ class Dreams:
         steps = int(settings.refresh_steps)
         self._recent = RecentFrames(self.model, num_rows, steps) if steps else None
         self._started = False
+        self._reward_logits: torch.Tensor | None = None
         self.frames = torch.zeros((num_rows, *self._frame_shape), dtype=torch.uint8, device=self.device)
         self.num_context_frames = np.zeros(num_rows, np.int64)
         self.num_steps = np.zeros(num_rows, np.int64)
@@ -145,6 +146,16 @@ class Dreams:
         if not self._started:
             raise gym.error.ResetNeeded("There is no memory to look at yet: call reset first.")
         return tuple(layer.ssm_state for layer in self._graph.memory.layers)
+
+    @property
+    def likely_rewards(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the newest step: the likeliest reward other than 0, [B], and how probable the head takes any, [B].
+
+        Raises ResetNeeded before the first step.
+        """
+        if self._reward_logits is None:
+            raise gym.error.ResetNeeded("No reward has been predicted yet: call step first.")
+        return likely_rewards(self._reward_logits, self.model.reward_values)
 
     def start(
         self, rows: Sequence[int], randoms: Sequence[np.random.Generator], contexts: Sequence[Context | None]
@@ -187,6 +198,7 @@ class Dreams:
         """
         assert self._started
         output = self._graph.step(actions)
+        self._reward_logits = output.reward_logits
         rewards = self._rewards(output)
         flags = output.termination > TERMINATION_THRESHOLD
         if self._settings.end_at_reward:
@@ -300,8 +312,14 @@ def rewards_above(threshold: float, logits: torch.Tensor, values: torch.Tensor) 
         logits: [B, R], of the reward head.
         values: [R], which they stand for.
     """
+    likely, probability = likely_rewards(logits, values)
+    return likely * (probability > threshold)
+
+
+def likely_rewards(logits: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The likeliest reward other than 0, [B], and how probable any such is, [B]; arguments as of `rewards_above`."""
     probabilities = logits.float().softmax(-1) * (values != 0)
-    return values[probabilities.argmax(-1)] * (probabilities.sum(-1) > threshold)
+    return values[probabilities.argmax(-1)], probabilities.sum(-1)
 
 
 def check_count(name: str, value: object) -> None:

@@ -128,6 +128,14 @@ class WorldModelVectorEnv(VectorEnv[Any, Any, Any]):
         return self._dreams.ssm_states
 
     @property
+    def likely_rewards(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the newest step: the likeliest reward other than 0, [N], and how probable the head takes any, [N].
+
+        On the model's device; whatever `reward_threshold` is. Raises ResetNeeded before the first step.
+        """
+        return self._dreams.likely_rewards
+
+    @property
     def state_bytes_per_env(self) -> int:
         """Bytes that the memory of one dream takes on the device, from its first step to its last."""
         return self._dreams.state_bytes_per_row
