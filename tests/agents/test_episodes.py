@@ -30,7 +30,7 @@ def test_a_model_file_is_loaded_again_when_it_has_changed(tmp_path):
     run = make_run(tmp_path / "run", num_seeds=2)
     models = [run / f"seed_{seed}" / "model.zip" for seed in (0, 1)]
     turning = PPO.load(models[1], device="cpu")
-    turning.policy.action_net.bias.data[1] = 50.0
+    turning.policy.get_parameter("action_net.bias").data[1] = 50.0
     turning.save(models[1])
     jobs = [(str(models[0]), seed) for seed in range(8)]
     with EpisodePool(SPEC, 1) as pool:

@@ -168,7 +168,7 @@ def test_an_agent_acts_in_reality_from_the_context_on_as_if_an_episode_of_its_ow
         (again,) = episodes.act(name, memory, [4], contexts, 3)
         remembered = list(last[-1].seen)
     env = gym.make(TOY_ID)
-    env.reset(seed=4)
+    obs, _ = env.reset(seed=4)
     for action in contexts[0].actions:
         obs, *_ = env.step(action)
     for step, frame in enumerate(frames):
@@ -177,7 +177,7 @@ def test_an_agent_acts_in_reality_from_the_context_on_as_if_an_episode_of_its_ow
         assert reward == rewards[step]
     assert len(frames) == 30 and list(again) == list(rewards[:3])
     wrapped = MemoryObservation(gym.make(TOY_ID), memory.checkpoint, 8)
-    wrapped.reset(seed=4)
+    obs, _ = wrapped.reset(seed=4)
     for action in contexts[0].actions:
         obs, *_ = wrapped.step(action)
     np.testing.assert_array_equal(remembered[0]["image"], obs["image"])
