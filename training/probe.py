@@ -30,6 +30,7 @@ from training.recall.surroundings import cells_around, look_up, maze_of, objects
 from training.recall.walks import SPLIT, recorded_walks
 from training.rollouts import Rollouts, check_held_out
 from training.store import open_store
+from wm_gym.array_typing import Actions, Frames, Poses
 from wm_gym.checkpoint import load_checkpoint, resolve_device
 from wm_gym.files import write_json
 from wm_gym.poses import relative_to_first
@@ -181,7 +182,8 @@ def read_moments(model: WorldModel, walks: Rollouts, path: Path, arguments: Prob
     lengths = [len(part) + int(part[0]) for part in np.array_split(np.arange(arguments.context), arguments.moments)]
     assert arguments.conditioning is not None
     poses = model_poses(model.config, walks.pose, arguments.conditioning)
-    states = {length: _states(model, walks, poses, length, f"reading {length} frames") for length in lengths}
+    walk = walks.frames, walks.actions, poses
+    states = memories_after(model, *walk, lengths, "reading the walks")
     store = open_store(path)
     mazes = [maze_of(store.attributes(seed, SPLIT), seed) for seed in walks.seeds]
     moments = []
@@ -199,7 +201,7 @@ def read_moments(model: WorldModel, walks: Rollouts, path: Path, arguments: Prob
         first = max(0, length - model.config.window - 1)
         inputs = {
             "state": states[length],
-            "cleared_state": _states(model, walks, poses, length, "reading the last frames", first),
+            "cleared_state": memories_after(model, *walk, [length], "reading the last frames", first)[length],
             "last_frame": (walks.frames[:, length - 1].to(model.device),),
         }
         data = {source: ProbeData(inputs[source], *shared) for source in SOURCES}
@@ -207,18 +209,38 @@ def read_moments(model: WorldModel, walks: Rollouts, path: Path, arguments: Prob
     return moments
 
 
-def _states(
-    model: WorldModel, walks: Rollouts, poses: Tensor | None, length: int, what: str, first: int = 0
-) -> tuple[Tensor, ...]:
-    """SSM states after frames [first, length) of every walk, bfloat16 [M, K, h, d, s] per layer."""
-    rows = torch.arange(len(walks.seeds)).split(ROWS_PER_PREFILL)
-    parts = []
+def memories_after(
+    model: WorldModel,
+    frames: Frames,
+    actions: Actions,
+    poses: Poses | None,
+    lengths: list[int],
+    what: str,
+    first: int = 0,
+) -> dict[int, tuple[Tensor, ...]]:
+    """SSM states after frames [first, length) of M walks, bfloat16 [M, K, h, d, s] per layer, for each length.
+
+    Walks are read once, from one length to the next.
+
+    Args:
+        frames, actions: uint8 ``[M, T, H, W, C]`` and ``[M, T - 1]`` or longer.
+        poses: ``[M, T, P]``, or None.
+        lengths: in ascending order, above `first`.
+        what: for the progress bar.
+    """
+    rows = torch.arange(len(frames)).split(ROWS_PER_PREFILL)
+    parts: dict[int, list[list[Tensor]]] = {length: [] for length in lengths}
     for part in tqdm(rows, desc=what, unit="batch", leave=False):
-        frames, actions = walks.frames[part, first:length], walks.actions[part, first : length - 1]
-        pose = None if poses is None else poses[part, first:length].to(model.device)
-        state = model.prefill(model.initial_state(len(part)), frames.to(model.device), actions.to(model.device), pose)
-        parts.append([layer.ssm_state.to(torch.bfloat16) for layer in state.layers])
-    return tuple(torch.cat(layer) for layer in zip(*parts, strict=True))
+        state, begin = model.initial_state(len(part)), first
+        for length in lengths:
+            seen, led = frames[part, begin:length], actions[part, max(begin - 1, first) : length - 1]
+            pose = None if poses is None else poses[part, begin:length].to(model.device)
+            state = model.prefill(state, seen.to(model.device), led.to(model.device), pose)
+            parts[length].append([layer.ssm_state.to(torch.bfloat16) for layer in state.layers])
+            begin = length
+    return {
+        length: tuple(torch.cat(layer) for layer in zip(*of_mazes, strict=True)) for length, of_mazes in parts.items()
+    }
 
 
 def _surroundings(
