@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from training.baselines.model import num_parameters
 from training.collect import CollectConfig, collect
 from training.episode import FIRST_EVALUATION_SEED
 from training.recall.imagine import Dreamer
@@ -82,7 +83,7 @@ def recall_of(checkpoint: Path, walks: Rollouts, scale: Scale) -> dict[str, Any]
         values, seen = seen_psnr(Dreamer(model, len(walks.seeds)), short, scale.context, memory)
         figures[memory] = [round(float(one[where].mean()), 4) for one, where in zip(values, seen, strict=True)]
     rewards = head_figures(model, short, scale.context + scale.frames, 0, len(walks.seeds))
-    return figures | {"reward_f1": rewards["from_noise"]["f1"], "num_parameters": num_parameters(model)}
+    return figures | {"reward_f1": rewards["from_noise"]["f1"], "num_parameters": num_parameters(model.config)}
 
 
 def refresh_of(checkpoint: Path, walks: Rollouts, scale: Scale) -> dict[str, Any]:
@@ -129,11 +130,6 @@ def first_frames(walks: Rollouts, num_frames: int) -> Rollouts:
         actions=walks.actions[:, :steps],
         rewards=walks.rewards[:, :steps],
     )
-
-
-def num_parameters(model: WorldModel) -> int:
-    """Numbers that training has learned."""
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def once(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
