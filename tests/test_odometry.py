@@ -202,6 +202,25 @@ def test_a_dreamed_frame_says_nothing_of_the_motion_that_led_to_it(model: WorldM
         assert torch.equal(_motions(after)[:, 3:], expected) == is_kept
 
 
+def test_a_dreamed_frame_is_looked_at_without_the_one_before(model: WorldModel) -> None:
+    odometry = model.odometry
+    assert odometry is not None
+    frames, actions = clip()
+    video = frames_to_model(frames)
+    starts = [odometry.initial_state(2, torch.device("cpu")), odometry.initial_state(2, torch.device("cpu"))]
+    # Two pasts that differ in what was seen last, and in nothing else.
+    for row, start in enumerate(starts):
+        start[:, 6] = 1.0
+        start[:, 16:] = video[:, row].flatten(1)[:, : start.shape[1] - 16]
+    pose = odometry.first_pose(2, torch.device("cpu"))
+    for is_real in (True, False):
+        real = torch.full((2,), is_real)
+        told = [odometry(start, video[:, 5], actions[:, 5], pose, real)[0] for start in starts]
+        assert torch.equal(told[0], told[1]) == (not is_real)
+        other = odometry(starts[0], video[:, 6], actions[:, 5], pose, real)[0]
+        assert not torch.equal(other, told[0])  # what the frame itself shows counts in both
+
+
 def _motions(state: ModelState) -> torch.Tensor:
     """The motion to the newest frame as it was told, and the one before it with what was made up for."""
     odometry = _pending(state).odometry

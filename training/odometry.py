@@ -20,6 +20,7 @@ import tyro
 from torch import Tensor
 
 from training.dataset import EpisodeDataset
+from training.dreamed_walks import DreamedWalks, dream_walks
 from training.odometry_drift import drift_figures
 from training.odometry_training import OdometryTraining, train_odometry
 from training.provenance import provenance, seed_ranges
@@ -29,6 +30,7 @@ from wm_gym.checkpoint import load_checkpoint, resolve_device, save_checkpoint
 from wm_gym.files import write_json
 from wm_gym.nn.config import WorldModelConfig
 from wm_gym.nn.odometry import Odometry
+from wm_gym.world_model import WorldModel
 
 PREFIX = "odometry."
 
@@ -42,6 +44,9 @@ class OdometryArguments:
     checkpoint: str | None = None  # model that gets the odometry; None: the odometry is written alone
     init: str | None = None  # file whose odometry is taken, to train it on, or as it is
     training: OdometryTraining = field(default_factory=OdometryTraining)
+    dreamed_walks: int = 0  # of --data whose frames the model of --checkpoint dreams, to train on these as well
+    dream_context: int = 400  # real frames before each dream
+    dream_frames: int = 400  # dreamed ones
     evaluate: Path | None = None  # JSON file for the drift on held-out walks
     evaluation_data: Path | None = None  # store with those walks, in the split test; None: that of --data
     evaluation_steps: tuple[int, ...] = (100, 400)  # drift after so many
@@ -144,15 +149,28 @@ def _train(odometry: Odometry, model: _Model, arguments: OdometryArguments, devi
         raise ValueError(
             f"{arguments.data} has poses of size {dataset.pose.shape[1]}; odometry learns from planar ones."
         )
+    dreams = _dreams(model, arguments, device) if arguments.dreamed_walks else None
     begin = time.monotonic()
     torch.backends.cudnn.benchmark = True  # every step is of the same shapes
-    steps = train_odometry(odometry, dataset, arguments.training)
+    steps = train_odometry(odometry, dataset, arguments.training, dreams)
     return {
         "steps": steps,
         "minutes": round((time.monotonic() - begin) / 60, 2),
         "num_frames": dataset.num_frames,
         "training_seeds": seed_ranges(dataset.seeds),
+        "dreamed_walks": arguments.dreamed_walks,
     }
+
+
+def _dreams(model: _Model, arguments: OdometryArguments, device: torch.device) -> DreamedWalks:
+    assert arguments.data is not None
+    if arguments.checkpoint is None:
+        raise ValueError("--dreamed-walks needs the model that dreams them: give --checkpoint.")
+    config = dataclasses.replace(model.config, odometry=False)  # poses are given
+    tensors = {key: value for key, value in model.tensors.items() if not key.startswith(PREFIX)}
+    world = WorldModel.from_weights(config.to_dict(), tensors, device, arguments.checkpoint)
+    lengths = arguments.dream_context, arguments.dream_frames
+    return dream_walks(world, arguments.data, arguments.dreamed_walks, *lengths)
 
 
 def _evaluate(
@@ -173,6 +191,7 @@ def _evaluate(
             "steps, from frames and actions alone; the first pose is known, the speed is not",
             "step": "error of the predicted motion to a frame that was not seen yet, from the sixth step on",
             "spoilt_frames": "the same walks, blurred and with noise as in training",
+            "frames_alone": "the same walks, from the fifth frame on each looked at alone, as dreamed ones are",
         },
         "seeds": seed_ranges(seeds),
         "parameters": sum(parameter.numel() for parameter in odometry.parameters()),
@@ -184,7 +203,7 @@ def _evaluate(
 
 
 def print_table(record: dict[str, Any]) -> None:
-    for name in ("frames", "spoilt_frames"):
+    for name in ("frames", "spoilt_frames", "frames_alone"):
         for steps, errors in [*record[name]["drift"].items(), ("1", record[name]["step"])]:
             parts = (
                 f"{errors[unit]['median']:.3f} ({errors[unit]['p90']:.3f}) {unit}" for unit in ("cells", "degrees")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.odometry_training import spoilt
+from training.odometry_training import looked_at_beside, spoilt
 from training.rollouts import Rollouts
 from wm_gym.codec import frames_to_model
 from wm_gym.nn.odometry import Odometry
@@ -23,7 +23,8 @@ def drift_figures(odometry: Odometry, walks: Rollouts, steps: Sequence[int], see
     """Errors of the pose after so many steps, and of single predicted motions.
 
     Each walk is cut into pieces of `max(steps)` steps, which are independent dreams' contexts. "frames": real frames,
-    as a context has them; "spoilt_frames": blurred and noisy ones, as dreams may have.
+    as a context has them; "spoilt_frames": blurred and noisy ones, as dreams may have; "frames_alone": from the fifth
+    on each is looked at alone, as dreamed ones are.
 
     Raises:
         ValueError: walks that are shorter than the longest drift.
@@ -34,8 +35,10 @@ def drift_figures(odometry: Odometry, walks: Rollouts, steps: Sequence[int], see
         raise ValueError(f"Walks have {walks.frames.shape[1]} frames; a drift of {length - 1} steps needs {length}.")
     generator = torch.Generator(next(odometry.parameters()).device).manual_seed(seed)
     figures: dict[str, Any] = {"pieces": len(pieces) * len(walks.frames)}
-    for name, fraction in (("frames", 0.0), ("spoilt_frames", 1.0)):
-        parts = [_errors(odometry, walks, rows, part, fraction, generator) for rows in _rows(walks) for part in pieces]
+    for name, fraction, alone in (("frames", 0.0, False), ("spoilt_frames", 1.0, False), ("frames_alone", 0.0, True)):
+        parts = [
+            _errors(odometry, walks, rows, part, fraction, alone, generator) for rows in _rows(walks) for part in pieces
+        ]
         pose_errors, step_errors = (torch.cat(kind) for kind in zip(*parts, strict=True))
         figures[name] = {
             "drift": {str(step): _quantiles(pose_errors[:, step - 1]) for step in steps},
@@ -49,7 +52,13 @@ def drift_figures(odometry: Odometry, walks: Rollouts, steps: Sequence[int], see
 
 
 def _errors(
-    odometry: Odometry, walks: Rollouts, rows: slice, part: slice, fraction: float, generator: torch.Generator
+    odometry: Odometry,
+    walks: Rollouts,
+    rows: slice,
+    part: slice,
+    fraction: float,
+    alone: bool,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Errors (cells, degrees) of the poses of all frames but the first, and of predicted motions, ``[M, T, 2]``."""
     device = next(odometry.parameters()).device
@@ -58,7 +67,8 @@ def _errors(
     frames = spoilt(frames, fraction, generator)[:, :-1]
     true = relative_to_first(walks.pose[rows, part].to(device))
     state = odometry.initial_state(len(frames), device)
-    changes, motions, recent = odometry.motions(state, odometry.look(state, frames, actions))
+    beside = looked_at_beside(torch.full((len(frames),), alone, device=device), frames.shape[1])
+    changes, motions, recent = odometry.motions(state, odometry.look(state, frames, actions, beside))
     poses = follow_motions(true[:, 0], torch.zeros_like(recent), changes, motions)
     real = motion_between(true[:, :-1], true[:, 1:])
     # After some steps: nothing tells how fast the agent is when it is first seen.

@@ -1,17 +1,19 @@
-"""How odometry learns from recorded walks: along whole windows, on its own motion, on clear and on spoilt frames."""
+"""How odometry learns from recorded walks: along whole windows, on its own motion, on clear and on spoilt frames, and
+on frames that it looks at alone, as it does in dreams."""
 
 from __future__ import annotations
 
 import math
 import time
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from training.dataset import EpisodeDataset
+from training.dataset import Batch
 from wm_gym.array_typing import ModelFrames
 from wm_gym.codec import frames_to_model
 from wm_gym.nn.odometry import Odometry
@@ -21,6 +23,7 @@ ERROR_SCALE = 0.002  # cells; errors that are much larger count in proportion, n
 TURN_WEIGHT = 2.0  # cells for a radian: a turn that is off leads astray with every step that follows
 LARGE_ERROR = 50.0  # in units of ERROR_SCALE, as contacts make them; these count in part squared
 WARM_UP = 0.02  # of the training
+KNOWN_FRAMES = 4  # which show how fast the agent is, before all others are looked at alone
 
 
 @dataclass(frozen=True)
@@ -33,23 +36,40 @@ class OdometryTraining:
     length: int = 17  # frames of a window; the first is read like that of a dream, with nothing before it
     learning_rate: float = 3e-3
     spoilt_fraction: float = 0.5  # of the windows, blurred and noisy as dreams are
+    alone_fraction: float = 0.5  # of the windows: after a few frames each one is looked at alone, as dreamed ones are
+    dreamed_fraction: float = 0.25  # of the windows, if there are dreams: dreamed frames, looked at alone
     seed: int = 0
 
 
-def train_odometry(odometry: Odometry, dataset: EpisodeDataset, training: OdometryTraining) -> int:
-    """Trains in place and returns the number of steps; a dataset on a GPU must be on the network's."""
+class WindowSource(Protocol):
+    """An `EpisodeDataset`, or what gives windows as it does."""
+
+    def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Batch: ...
+
+
+def train_odometry(
+    odometry: Odometry, dataset: WindowSource, training: OdometryTraining, dreams: WindowSource | None = None
+) -> int:
+    """Trains in place and returns the number of steps; a dataset on a GPU must be on the network's.
+
+    Args:
+        dataset: real walks.
+        dreams: walks whose frames were dreamed, each for its true pose.
+    """
     device = next(odometry.parameters()).device
     generator = torch.Generator(device).manual_seed(training.seed)  # on the device, so that nothing waits for it
     optimizer = torch.optim.AdamW(odometry.parameters(), training.learning_rate, weight_decay=0.01)
+    num_dreamed = 0 if dreams is None else round(training.dreamed_fraction * training.batch_size)
+    num_real = training.batch_size - num_dreamed
+    sources = [(dataset, num_real)] + ([(dreams, num_dreamed)] if dreams is not None and num_dreamed else [])
+    real = looked_at_beside(_alone(num_real, num_dreamed, training.alone_fraction).to(device), training.length - 1)
     begin, step = time.monotonic(), 0
     with tqdm(total=training.steps, unit="step", desc="training odometry", disable=None) as bar:
         while (done := _progress(step, training, begin)) < 1:
             rate = training.learning_rate * min(1, (done + 1 / training.steps) / WARM_UP)
             for group in optimizer.param_groups:
                 group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * done))
-            batch = dataset.sample(training.batch_size, training.length, generator)
-            frames = spoilt(frames_to_model(batch.frames.to(device)), training.spoilt_fraction, generator)
-            loss = odometry_loss(odometry, frames, batch.actions.to(device), batch.pose.to(device))
+            loss = odometry_loss(odometry, *_windows(sources, training, generator, device), real)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(odometry.parameters(), 1.0)
@@ -68,23 +88,55 @@ def _progress(step: int, training: OdometryTraining, begin: float) -> float:
     return max(by_steps, by_time)
 
 
-def odometry_loss(odometry: Odometry, frames: ModelFrames, actions: Tensor, poses: Tensor) -> Tensor:
+def _windows(
+    sources: list[tuple[WindowSource, int]],
+    training: OdometryTraining,
+    generator: torch.Generator,
+    device: torch.device,
+) -> tuple[ModelFrames, Tensor, Tensor]:
+    """Frames, actions and poses of so many windows of each source; those of the first one are spoilt."""
+    batches = [source.sample(count, training.length, generator) for source, count in sources]
+    frames = [frames_to_model(batch.frames.to(device)) for batch in batches]
+    frames[0] = spoilt(frames[0], training.spoilt_fraction, generator)
+    actions, poses = (torch.cat([getattr(batch, name).to(device) for batch in batches]) for name in ("actions", "pose"))
+    return torch.cat(frames), actions, poses
+
+
+def looked_at_beside(alone: Tensor, length: int) -> Tensor:
+    """Which frames are looked at beside the one before them, bool ``[B, length]``.
+
+    Args:
+        alone: windows in which only the first few are, bool ``[B]``.
+    """
+    return (torch.arange(length, device=alone.device) < KNOWN_FRAMES) | ~alone[:, None]
+
+
+def _alone(num_real: int, num_dreamed: int, fraction: float) -> Tensor:
+    """bool ``[num_real + num_dreamed]``: a fraction of the real windows, spread evenly, and all dreamed ones."""
+    spread = (torch.arange(num_real + 1) * fraction).round().diff() > 0
+    return torch.cat([spread, torch.ones(num_dreamed, dtype=torch.bool)])
+
+
+def odometry_loss(
+    odometry: Odometry, frames: ModelFrames, actions: Tensor, poses: Tensor, real: Tensor | None = None
+) -> Tensor:
     """Errors of predicted motions, of motions as they look and of what is made of both, in units of `ERROR_SCALE`.
 
     Args:
         frames: ``[B, T, C, H, W]``.
         actions: ``[B, T - 1]``, between the frames.
         poses: ``[B, T, 4]``, true ones.
+        real: which frames are looked at as real ones are, ``[B, T - 1]``; None: all of them.
     """
     state = odometry.initial_state(len(frames), frames.device)
-    looked = odometry.look(state, frames[:, :-1], actions)
+    looked = odometry.look(state, frames[:, :-1], actions, real)
     changes, motions, _ = odometry.motions(state, looked)
     true = motion_between(poses[:, :-1], poses[:, 1:])
     scale = _unit(true.device)
     predicted = (true - motions) / scale
     # What is left of it once the frame is seen.
     residual = predicted[:, :-1].detach() - changes[:, 1:] / scale
-    seen = (true[:, :-1] - looked.seen[:, 1:]) / scale
+    seen = (true[:, :-1] - looked.seen[:, 1:]) / scale * looked.has_previous[:, 1:]
     # Errors that cancel over a window do not make a path drift; those that add up do.
     drift = residual.sum(1) / residual.shape[1] ** 0.5
     errors = (residual, predicted, seen, drift)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import pytest
@@ -15,7 +15,14 @@ from tests.toy_store import make_toy_store
 from training.dataset import Batch
 from training.odometry import main
 from training.odometry_drift import drift_figures
-from training.odometry_training import ERROR_SCALE, LARGE_ERROR, OdometryTraining, odometry_loss, train_odometry
+from training.odometry_training import (
+    ERROR_SCALE,
+    LARGE_ERROR,
+    OdometryTraining,
+    looked_at_beside,
+    odometry_loss,
+    train_odometry,
+)
 from training.rollouts import Rollouts, read_rollouts
 from wm_gym.checkpoint import load_checkpoint
 from wm_gym.codec import frames_to_model
@@ -111,7 +118,8 @@ class Corridors:
         return Batch(frames, actions, nothing, nothing.bool(), torch.stack(poses, 1))
 
 
-def test_odometry_learns_to_move_and_to_stop_at_walls() -> None:
+@pytest.mark.parametrize("alone", [False, True])
+def test_odometry_learns_to_move_and_to_stop_at_walls(alone: bool) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         odometry = Odometry(config())
@@ -120,11 +128,70 @@ def test_odometry_learns_to_move_and_to_stop_at_walls() -> None:
     assert train_odometry(odometry, corridors, training) == 400
     walks = corridors.sample(64, 21, torch.Generator().manual_seed(1))
     start = odometry.initial_state(64, torch.device("cpu")), frames_to_model(walks.frames[:, :-1]), walks.actions
+    beside = looked_at_beside(torch.full((64,), alone), 20)
     with torch.no_grad():
-        poses, _ = odometry.follow(*start, walks.pose[:, 0])
+        poses, _ = odometry.follow(*start, walks.pose[:, 0], beside)
     off = motion_between(walks.pose[:, -1], poses[:, -1])
     assert off[:, :2].norm(dim=-1).median() < 0.25
     assert off[:, 2].abs().median() < 0.1
+
+
+def test_frames_looked_at_alone_are_those_after_the_first_few() -> None:
+    beside = looked_at_beside(torch.tensor([False, True]), 7)
+    assert beside.tolist() == [[True] * 7, [True] * 4 + [False] * 3]
+
+
+def test_what_is_seen_of_a_motion_costs_nothing_where_a_frame_is_looked_at_alone() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        odometry = Odometry(config())
+    corridors: Any = Corridors()
+    walks = corridors.sample(8, 9, torch.Generator().manual_seed(1))
+    given = frames_to_model(walks.frames), walks.actions, walks.pose
+    for alone in (False, True):
+        odometry.zero_grad()
+        beside = looked_at_beside(torch.full((8,), alone), 8)
+        beside[:, :4] = not alone
+        odometry_loss(odometry, *given, beside).backward()
+        gradient = odometry.seen.weight.grad
+        assert gradient is not None
+        assert bool(gradient.abs().max() > 0) == (not alone)
+
+
+class Marked:
+    """Dreams whose every frame is one grey level."""
+
+    def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Batch:
+        batch = Corridors().sample(batch_size, length, generator)
+        return batch.__class__(**{**vars(batch), "frames": torch.full_like(batch.frames, 77)})
+
+
+def test_dreamed_windows_are_looked_at_alone_and_not_spoilt() -> None:
+    odometry, seen = Odometry(config()), []
+    look = odometry.look
+    corridors, dreams = cast(Any, Corridors()), cast(Any, Marked())
+
+    def noted(state: Any, frames: Any, actions: Any, real: Any = None) -> Looked:
+        seen.append((frames.clone(), real.clone()))
+        return look(state, frames, actions, real)
+
+    training = OdometryTraining(steps=1, batch_size=16, length=9, dreamed_fraction=0.25, spoilt_fraction=1.0)
+    with mock.patch.object(odometry, "look", side_effect=noted):
+        train_odometry(odometry, corridors, training, dreams)
+    frames, real = seen[0]
+    grey = frames_to_model(torch.full((1, 1, 1, 1), 77, dtype=torch.uint8)).item()
+    dreamed = (frames == grey).flatten(1).all(1)
+    assert dreamed.tolist() == [False] * 12 + [True] * 4
+    alone = ~real.all(1)
+    assert alone[dreamed].all() and alone[~dreamed].sum() == 6
+
+
+def test_the_command_trains_on_dreams_of_the_model(store: Path, tmp_path: Path) -> None:
+    source = save_tiny_checkpoint(tmp_path / "in.safetensors", tiny_model(**PLANAR))
+    out = tmp_path / "out.safetensors"
+    dreams = ["--dreamed-walks", "3", "--dream-context", "20", "--dream-frames", "12"]
+    main(["--data", str(store), "--checkpoint", str(source), "--out", str(out), *QUICK, *dreams])
+    assert load_checkpoint(out).metadata["odometry"]["dreamed_walks"] == 3
 
 
 def test_the_command_adds_odometry_and_leaves_all_else(store: Path, tmp_path: Path, capsys: Any) -> None:
@@ -173,6 +240,8 @@ def test_the_same_seed_trains_the_same_odometry(store: Path, tmp_path: Path) -> 
         ([], "nothing to make odometry from"),
         (["--checkpoint", "VECTOR", "--data", "STORE"], "not conditioned on planar poses"),
         (["--init", "VECTOR", "--checkpoint", "PLANAR"], "has no odometry"),
+        (["--data", "STORE", "--dreamed-walks", "2"], "needs the model that dreams them"),
+        (["--data", "STORE", "--checkpoint", "PLANAR", "--dreamed-walks", "9"], "has 6 walks, 9 are to be dreamed"),
         (["--data", "STORE", "--evaluate", "E", "--evaluation-steps", "60"], "a drift of 60 steps needs 61"),
     ],
 )

@@ -2,7 +2,9 @@
 
 The next pose is predicted before its frame is there, from recent motion, the action and what the newest frame shows of
 walls ahead. Once the frame is there, it is compared with the one before, and what the prediction got wrong is made up
-for with the next pose. Recursion runs through a few numbers only, so the frames of a context are looked at in parallel.
+for with the next pose. A dreamed frame was made for the pose that was predicted: beside the one before it shows that
+motion again, whether or not a wall would have stopped it, so it is looked at alone. Recursion runs through a few
+numbers only, so the frames of a context are looked at in parallel.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ class Looked(NamedTuple):
         hidden: input of the first recurrent layer from frames and actions, ``[B, T, width]``.
         out: input of the last one from actions, ``[B, T, 6]``.
         seen: the motion to each frame as it looks beside the frame before, ``[B, T, 3]``.
-        has_previous: 1 where there is a frame before, ``[B, T, 1]``.
+        has_previous: 1 where there is a frame before to compare with, ``[B, T, 1]``.
         views: what is kept of each frame for the next one, ``[B, T, V]``.
     """
 
@@ -132,8 +134,8 @@ class Odometry(nn.Module):
             frame: the newest frame, ``[B, C, H, W]`` in [-1, 1].
             action: taken at it, ``[B]`` int64 or ``[B, A]`` float.
             pose: its pose as it was predicted or given, ``[B, 4]``.
-            real: whether the frame is, ``[B]``. A dreamed one shows what was expected, and tells nothing of the motion
-                that led to it.
+            real: whether the frame is, ``[B]``. A dreamed one tells of the walls ahead, and nothing of the motion that
+                led to it.
 
         Returns:
             Pose and state of the next frame.
@@ -157,24 +159,27 @@ class Odometry(nn.Module):
         Returns:
             Poses of the frames that the actions led to, ``[B, T, 4]``, and the state of the last of them.
         """
-        looked = self.look(state, frames, actions)
-        hidden, out, seen, has_previous, views = looked
-        weights, counts = self._recurrent_weights(), has_previous if real is None else has_previous * real[..., None]
+        hidden, out, seen, has_previous, views = self.look(state, frames, actions, real)
+        weights = self._recurrent_weights()
         poses, recent = odometry_scan(
-            hidden, out, seen, counts, state[:, :_RECENT], pose, *weights, _MOTION_SCALE, backend=self.backend
+            hidden, out, seen, has_previous, state[:, :_RECENT], pose, *weights, _MOTION_SCALE, backend=self.backend
         )
         past = self._history(state, actions)[:, -1, self.config.action_size :]
         return poses, torch.cat([recent, torch.ones_like(recent[:, :1]), past, views[:, -1]], -1)
 
-    def look(self, state: OdometryState, frames: ModelFrames, actions: Actions) -> Looked:
+    def look(
+        self, state: OdometryState, frames: ModelFrames, actions: Actions, real: FrameMask | None = None
+    ) -> Looked:
         """All that needs no recursion; arguments as of `follow`."""
         batch, length = frames.shape[:2]
         views = _normalized(self.view(frames.flatten(0, 1).float())).view(batch, length, *self._view_shape)
         first = state[:, -math.prod(self._view_shape) :].view(batch, 1, *self._view_shape)
-        compared = self._compare(torch.cat([first, views[:, :-1]], dim=1).flatten(0, 1), views.flatten(0, 1))
-        compared = compared.view(batch, length, -1)
-        history = self._history(state, actions)
+        before = torch.cat([first, views[:, :-1]], dim=1)
         has_previous = torch.cat([state[:, None, _RECENT : _RECENT + 1], state.new_ones(batch, length - 1, 1)], dim=1)
+        if real is not None:  # a dreamed frame has none before it, as the first frame of all
+            before, has_previous = before * real[..., None, None, None], has_previous * real[..., None]
+        compared = self._compare(before.flatten(0, 1), views.flatten(0, 1)).view(batch, length, -1)
+        history = self._history(state, actions)
         hidden = self.enter(torch.cat([compared, history, has_previous], dim=-1))
         seen = self.seen(compared)
         return Looked(hidden, self.out_action(history), seen, has_previous, views.flatten(2))
