@@ -28,6 +28,7 @@ from wm_gym.comparison.record import Record, map_entries
 from wm_gym.contexts import Context
 from wm_gym.memory_feature import MemoryFeature
 from wm_gym.policies import policy_seed
+from wm_gym.poses import POSE_SIZE
 from wm_gym.wrappers import MemoryObservation
 
 
@@ -47,6 +48,15 @@ class Dreamed:
     actions: np.ndarray  # [S] or [S, A]; actions[0] was taken at the last frame of the context
     episode: Episode
     likely: np.ndarray  # [S, 2]: the likeliest reward other than 0, and how probable the head takes any to be
+    poses: np.ndarray | None = None  # [S + 1, 4] from the end of the context on, as the dream tells them, if it does
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What dreamed actions led to in reality: `RealEpisodes.replay`."""
+
+    record: Record
+    poses: np.ndarray | None  # [C + S, 4] of the context and of the real steps, if they tell any; S less after an end
 
 
 class DreamRows:
@@ -66,6 +76,8 @@ class DreamRows:
         self.envs: Any = gym.make_vec(spec.env, num_rows, vectorization_mode="vector_entry_point", **arguments)
         self.image_spaces = self.envs.single_observation_space, self.envs.single_action_space
         self.observation_space, self.action_space = self.image_spaces
+        # A refresh makes memory anew, and poses are seen from another frame from then on.
+        self._tells_poses = self.envs.unwrapped.poses is not None and not spec.kwargs.get("refresh_steps")
         self._feature = None
         if spec.memory is not None:
             dream: Any = self.envs.unwrapped
@@ -88,6 +100,7 @@ class DreamRows:
         stacked = _stacked([*contexts, *[contexts[-1]] * missing])
         obs, _ = self.envs.reset(seed=[*seeds, *[seeds[-1]] * missing], options={"context": stacked})
         logs = [_Log() for _ in seeds]
+        self._note_poses(logs)
         actions: list[Any] = [self.action_space.sample()] * self.envs.num_envs
         ended = np.zeros(self.envs.num_envs, np.bool_)
         while any(not log.end for log in logs):
@@ -100,6 +113,7 @@ class DreamRows:
             obs, rewards, terminated, truncated, _ = self.envs.step(np.stack(actions))
             ended = np.asarray(terminated | truncated)
             likely = torch.stack(self.envs.unwrapped.likely_rewards, -1).cpu().numpy()
+            self._note_poses(logs)
             for row, log in enumerate(logs):
                 if not log.end:
                     log.add(obs[row], rewards[row], terminated[row], truncated[row], actions[row], likely[row])
@@ -108,6 +122,13 @@ class DreamRows:
     def close(self) -> None:
         """Frees the dreams."""
         self.envs.close()
+
+    def _note_poses(self, logs: Sequence[_Log]) -> None:
+        if self._tells_poses:
+            poses = self.envs.unwrapped.poses
+            for row, log in enumerate(logs):
+                if not log.end:
+                    log.poses.append(poses[row])
 
     def _observations(self, frames: np.ndarray) -> Callable[[int], Any]:
         if self._feature is None:
@@ -134,7 +155,7 @@ class RealEpisodes:
         """
         return list(self._call("context", _lead, [(policy, seed, num_frames) for seed in seeds]))
 
-    def replay(self, seeds: Sequence[int], contexts: Sequence[Context], dreamed: Sequence[Dreamed]) -> list[Record]:
+    def replay(self, seeds: Sequence[int], contexts: Sequence[Context], dreamed: Sequence[Dreamed]) -> list[Replayed]:
         """Takes the dreamed actions in the real episodes, from the end of their contexts to the end of the shorter.
 
         The dream is the record's environment under test, reality its reference. Where the real episode terminates, the
@@ -210,6 +231,7 @@ class _Log:
     def __init__(self) -> None:
         self.actions: list[Any] = []
         self.frames: list[np.ndarray] = []
+        self.poses: list[np.ndarray] = []
         self._rewards: list[float] = []
         self._likely: list[Any] = []
         self.end = ""
@@ -228,7 +250,8 @@ class _Log:
 
     def dreamed(self, action_space: gym.Space[Any]) -> Dreamed:
         actions = np.array(self.actions, action_space.dtype)
-        return Dreamed(actions, self.episode(), np.array(self._likely, np.float64))
+        poses = np.stack(self.poses) if self.poses else None
+        return Dreamed(actions, self.episode(), np.array(self._likely, np.float64), poses)
 
 
 def _spaces(env: gym.Env[Any, Any]) -> tuple[gym.Space[Any], gym.Space[Any]]:
@@ -253,7 +276,7 @@ def _lead(env: gym.Env[Any, Any], policy: str, seed: int, num_frames: int) -> Co
     return Context(np.stack(frames), np.array(actions, space.dtype).reshape(len(actions), *(space.shape or ())))
 
 
-def _replay(env: gym.Env[Any, Any], seed: int, context: Context, dreamed: Dreamed) -> Record:
+def _replay(env: gym.Env[Any, Any], seed: int, context: Context, dreamed: Dreamed) -> Replayed:
     obs, info = env.reset(seed=seed)
     infos = [info]
     for action in context.actions:
@@ -275,7 +298,7 @@ def _replay(env: gym.Env[Any, Any], seed: int, context: Context, dreamed: Dreame
     num_steps = len(dreamed.actions) if real.end == "terminated" else len(real.rewards)
     after = num_steps - len(real.rewards)
     frames = np.concatenate([context.frames, real.frames, np.zeros((after, *context.frames.shape[1:]), np.uint8)])
-    return Record(
+    record = Record(
         seed=seed,
         reference_frames=frames,
         frames=dreamed.episode.frames[:num_steps],
@@ -288,6 +311,9 @@ def _replay(env: gym.Env[Any, Any], seed: int, context: Context, dreamed: Dreame
         reference_seconds=0.0,
         map=map_entries([*infos, *[infos[-1]] * after]),
     )
+    poses = [np.asarray(info["pose"], np.float64) for info in infos if "pose" in info]
+    tells_poses = len(poses) == len(infos) and all(pose.shape == (POSE_SIZE,) for pose in poses)
+    return Replayed(record, np.stack(poses) if tells_poses else None)
 
 
 def _act(

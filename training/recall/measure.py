@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from training.pose_input import model_poses
 from training.recall.figures import column_figures
 from training.recall.imagine import Dream, Dreamer
 from training.recall.intervals import NUM_RESAMPLES, Bootstrap
-from training.recall.options import Memory, RecallOptions
+from training.recall.options import RecallOptions
 from training.recall.places import Places, locate
 from training.recall.pose_drift import DEFINITION, drift_figures, drift_line
 from training.recall.quality import Metric, measure_frames, metrics
@@ -119,7 +120,7 @@ def _values(metric: Metric, columns: dict[str, np.ndarray], real: np.ndarray) ->
     return values
 
 
-def _pose_drift(dreams: dict[Memory, Dream]) -> dict[str, Any]:
+def _pose_drift(dreams: Mapping[str, Dream]) -> dict[str, Any]:
     """Empty where the model did not tell its poses itself."""
     drift = {memory: drift_figures(one.pose_errors) for memory, one in dreams.items() if one.pose_errors is not None}
     return {"pose_drift": {"definition": DEFINITION, "by_steps": drift}} if drift else {}
