@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.dream_and_replay import Dreamed, Replayed
+from agents.dream_rows import Dreamed
+from agents.real_episodes import Replayed
 from agents.results import Result, proportion95
 from wm_gym.policies import FORWARD, FORWARD_LEFT, FORWARD_RIGHT
 from wm_gym.poses import drift_steps, motion_between, motion_sizes, relative_to_first, size_quantiles

@@ -22,10 +22,11 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from agents.dream_and_replay import DreamRows, real_episodes
+from agents.dream_rows import DreamRows
 from agents.environments import EnvSpec, parse_kwargs
 from agents.policies import policy_maker
 from agents.pose_figures import DEFINITIONS, forward_actions, pose_lines, pose_result
+from agents.real_episodes import real_episodes
 from agents.results import Result, kept_results, policy_models, policy_settings
 from agents.reward_figures import episode_result, reward_figures
 from wm_gym.checkpoint import resolve_device

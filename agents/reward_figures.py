@@ -26,7 +26,7 @@ def episode_result(record: Record, acted: np.ndarray, likely: np.ndarray | None,
     Args:
         record: of S steps.
         acted: rewards [S] of the policy itself in the real environment, from the same context.
-        likely: as of `agents.dream_and_replay.Dreamed`, at least [S, 2]; None where another threshold would have
+        likely: as of `agents.dream_rows.Dreamed`, at least [S, 2]; None where another threshold would have
             led to another dream.
         where: of `agents.pose_figures.pose_result`, if poses are told on both sides.
     """

@@ -12,10 +12,11 @@ import pytest
 
 pytest.importorskip("stable_baselines3")
 
-from agents.dream_and_replay import Dreamed, DreamRows, Episode, Replayed, real_episodes
+from agents.dream_rows import Dreamed, DreamRows, Episode
 from agents.environments import EnvSpec
 from agents.policies import policy_maker
 from agents.pose_figures import forward_actions, pose_figures, pose_lines, pose_result
+from agents.real_episodes import Replayed, real_episodes
 from agents.reward_check import RewardCheckConfig, check_rewards, describe
 from tests.tiny import save_tiny_checkpoint, save_tiny_clips, tiny_model_with_odometry
 from wm_gym.comparison.record import Record

@@ -7,11 +7,12 @@ import pytest
 
 pytest.importorskip("stable_baselines3")
 
-from agents.dream_and_replay import Dreamed, DreamRows, Episode, real_episodes
+from agents.dream_rows import Dreamed, DreamRows, Episode
 from agents.environments import EnvSpec, MemorySpec
 from agents.policies import policy_maker
 from agents.ppo import train
 from agents.ppo_config import PRESETS, PpoConfig
+from agents.real_episodes import real_episodes
 from agents.reward_check import RewardCheckConfig, check_rewards, describe, main
 from tests.tiny import save_tiny_checkpoint, tiny_model
 from wm_gym.wrappers import MemoryObservation
