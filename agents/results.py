@@ -9,12 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scipy.special import stdtrit
 
 from agents.environments import MemorySpec
 from agents.policies import CONFIG_FILE, run_memory, run_models
 
 Result = dict[str, Any]  # of an episode; has "seed"
+
+NUM_RESAMPLES = 10_000
+Z95 = 1.959964  # standard normal
 
 
 def policy_models(policy: str) -> tuple[dict[str, str], MemorySpec | None]:
@@ -49,7 +53,9 @@ def kept_results(path: Path, settings: dict[str, Any], command: str) -> dict[str
         return {}
     try:
         record = json.loads(path.read_text())
-        kept, results = {key: record[key] for key in settings}, record["results"]
+        # Files of versions that did not have a setting yet lack it, which is as if it were None.
+        kept = {key: record[key] if settings[key] is not None else record.get(key) for key in settings}
+        results = record["results"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a file of {command} ({error}): give another --out.") from error
     given = json.loads(json.dumps(settings))
@@ -68,6 +74,29 @@ def interval95(values: Sequence[float]) -> list[float] | None:
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
     half = float(stdtrit(len(values) - 1, 0.975)) * deviation / math.sqrt(len(values))
     return [mean - half, mean + half]
+
+
+def proportion95(parts: Sequence[int], wholes: Sequence[int]) -> list[float] | None:
+    """95% interval of sum(parts) / sum(wholes); None if there is nothing to count.
+
+    The hull of two: Wilson's (1927), which takes single rewards as independent and stays honest where all or none are
+    right, and the percentiles of resampled episodes, whose rewards may be right or wrong together.
+
+    Args:
+        parts, wholes: counts of each episode.
+    """
+    total = sum(wholes)
+    if total == 0:
+        return None
+    share = sum(parts) / total
+    centre = (share + Z95**2 / (2 * total)) / (1 + Z95**2 / total)
+    half = Z95 * math.sqrt(share * (1 - share) / total + Z95**2 / (4 * total**2)) / (1 + Z95**2 / total)
+    bounds = [centre - half, centre + half]
+    counts = np.array([parts, wholes], np.int64)
+    drawn = np.random.default_rng(0).integers(len(wholes), size=(NUM_RESAMPLES, len(wholes)))
+    sums = counts[:, drawn].sum(-1)
+    low, high = np.percentile(sums[0][sums[1] > 0] / sums[1][sums[1] > 0], (2.5, 97.5))
+    return [max(0.0, min(bounds[0], float(low))), min(1.0, max(bounds[1], float(high)))]
 
 
 def gap(dreamed: float, real: float) -> float | None:

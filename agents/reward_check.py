@@ -3,6 +3,7 @@
 From the end of a real context a policy acts in a dream; the same actions are then taken in the real environment, from
 the same point. What is found tells an agent that reaches its goals from one that has learned to please the reward head.
 From the same point the agent also acts in reality itself: its return there beside the dreamed one is the gap in return.
+Of dreams that tell their poses it says how far these are off, and how often they walk on where walls stop the agent.
 The file is written after every batch, and the same command goes on where it stopped.
 """
 
@@ -21,9 +22,11 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from agents.dream_and_replay import DreamRows, real_episodes
+from agents.dream_rows import DreamRows
 from agents.environments import EnvSpec, parse_kwargs
 from agents.policies import policy_maker
+from agents.pose_figures import DEFINITIONS, forward_actions, pose_lines, pose_result
+from agents.real_episodes import real_episodes
 from agents.results import Result, kept_results, policy_models, policy_settings
 from agents.reward_figures import episode_result, reward_figures
 from wm_gym.checkpoint import resolve_device
@@ -69,6 +72,9 @@ class RewardCheckConfig:
     """Dreamed steps."""
     tolerance: int = 3
     """Steps by which a dreamed reward may come early or late and still be backed by a real one."""
+    forward_actions: tuple[int, ...] | None = None
+    """Discrete actions that ask the agent to walk on, for what becomes of walls in dreams that tell their poses; None:
+    those of Memory Maze if there are six actions."""
     batch: int = 0
     """Dreams at a time; 0: 64 on a GPU, else 8. It changes the speed and nothing else."""
     workers: int = 0
@@ -108,6 +114,7 @@ def check_rewards(config: RewardCheckConfig, argv: Sequence[str] = ()) -> dict[s
         "context": config.context,
         "context_policy": config.context_policy,
         "horizon": config.horizon,
+        "forward_actions": config.forward_actions,
     }
     results = kept_results(config.out, settings, "agents.reward_check")
     seeds = parse_seeds(config.seeds)
@@ -150,6 +157,7 @@ def describe(report: dict[str, Any]) -> str:
                 f"  threshold {row['threshold']:g}: {row['dreamed_rewards']} rewards dreamed, precision {precision}, "
                 f"gap {gaps[0]}, up to the first reward {gaps[1]}"
             )
+        lines += pose_lines(one)
     return "\n".join(lines)
 
 
@@ -193,6 +201,7 @@ def _play(
         with real_episodes(real, min(config.workers or os.cpu_count() or 1, size)) as episodes:
             if (spaces := episodes.spaces()) != rows.image_spaces:
                 raise ValueError(f"{config.env} has the spaces {rows.image_spaces}, {config.real} {spaces}.")
+            forward = forward_actions(config.forward_actions, rows.image_spaces[1])
             makers = {name: policy_maker(path) for name, path in models.items()}
             for make in makers.values():
                 make(rows, 0)  # what cannot act here is told before anything is played
@@ -201,10 +210,12 @@ def _play(
                     seeds = missing[name][start : start + size]
                     contexts = episodes.lead(config.context_policy, seeds, config.context)
                     dreamed = rows.play(make, seeds, contexts)
-                    records = episodes.replay(seeds, contexts, dreamed)
+                    replayed = episodes.replay(seeds, contexts, dreamed)
                     acted = episodes.act(models[name], dream.memory, seeds, contexts, config.horizon)
                     likely = [None if ends else one.likely for one in dreamed]
-                    keep(name, [episode_result(*one) for one in zip(records, acted, likely, strict=True)])
+                    where = [pose_result(*pair, forward) for pair in zip(replayed, dreamed, strict=True)]
+                    records = [one.record for one in replayed]
+                    keep(name, [episode_result(*one) for one in zip(records, acted, likely, where, strict=True)])
                     films.append(records[0])
     finally:
         rows.close()
@@ -219,6 +230,7 @@ def _report(
     return {
         **settings,
         "tolerance": config.tolerance,
+        "definitions": DEFINITIONS,
         "all": reward_figures([result for one in played.values() for result in one], config.tolerance),
         "by_model": {name: reward_figures(one, config.tolerance) for name, one in played.items()},
         "results": results,

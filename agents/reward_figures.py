@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from agents.results import Result, gap, interval95
+from agents.pose_figures import pose_figures
+from agents.results import Result, gap, interval95, proportion95
 from wm_gym.comparison.metrics import RewardAgreement, match_rewards, psnr
 from wm_gym.comparison.record import Record
 
@@ -17,18 +18,17 @@ from wm_gym.comparison.record import Record
 RANGE_ENDS = (10, 25, 50, 100, 200, 400, 700, 1000, 2000)
 THRESHOLDS = (0.1, 0.25, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # of the reward head
 LEAST_LIKELY = 0.02  # less probable rewards are not kept
-NUM_RESAMPLES = 10_000
-Z95 = 1.959964  # standard normal
 
 
-def episode_result(record: Record, acted: np.ndarray, likely: np.ndarray | None) -> Result:
+def episode_result(record: Record, acted: np.ndarray, likely: np.ndarray | None, where: Result | None = None) -> Result:
     """What the figures need of an episode in which the dream is the environment under test, as JSON types.
 
     Args:
         record: of S steps.
         acted: rewards [S] of the policy itself in the real environment, from the same context.
-        likely: as of `agents.dream_and_replay.Dreamed`, at least [S, 2]; None where another threshold would have
+        likely: as of `agents.dream_rows.Dreamed`, at least [S, 2]; None where another threshold would have
             led to another dream.
+        where: of `agents.pose_figures.pose_result`, if poses are told on both sides.
     """
     real_frames = record.reference_frames[record.num_context_frames :]
     quality = psnr(record.frames, real_frames)
@@ -42,6 +42,7 @@ def episode_result(record: Record, acted: np.ndarray, likely: np.ndarray | None)
         "acted": _sparse(acted),
         "psnr": [round(float(quality[first:last].mean()), 2) for first, last in ranges(record.num_steps)],
         **({} if likely is None else {"likely": _likely(likely[: record.num_steps])}),
+        **({} if where is None else {"where": where}),
     }
 
 
@@ -77,6 +78,7 @@ def reward_figures(results: Sequence[Result], tolerance: int) -> dict[str, Any]:
         "longest_real_run": max(map(_longest_run, real)),
         "by_range": _by_range(results, matches),
         "by_threshold": _by_threshold(results, tolerance),
+        **pose_figures([result["where"] for result in results if "where" in result]),
     }
 
 
@@ -84,29 +86,6 @@ def ranges(num_steps: int) -> list[tuple[int, int]]:
     """(first, last) of the ranges that `num_steps` steps reach into; the first step is 0, `last` is not included."""
     ends = [end for end in RANGE_ENDS if end < num_steps] + [num_steps]
     return list(itertools.pairwise([0, *ends]))
-
-
-def proportion95(parts: Sequence[int], wholes: Sequence[int]) -> list[float] | None:
-    """95% interval of sum(parts) / sum(wholes); None if there is nothing to count.
-
-    The hull of two: Wilson's (1927), which takes single rewards as independent and stays honest where all or none are
-    right, and the percentiles of resampled episodes, whose rewards may be right or wrong together.
-
-    Args:
-        parts, wholes: counts of each episode.
-    """
-    total = sum(wholes)
-    if total == 0:
-        return None
-    share = sum(parts) / total
-    centre = (share + Z95**2 / (2 * total)) / (1 + Z95**2 / total)
-    half = Z95 * math.sqrt(share * (1 - share) / total + Z95**2 / (4 * total**2)) / (1 + Z95**2 / total)
-    bounds = [centre - half, centre + half]
-    counts = np.array([parts, wholes], np.int64)
-    drawn = np.random.default_rng(0).integers(len(wholes), size=(NUM_RESAMPLES, len(wholes)))
-    sums = counts[:, drawn].sum(-1)
-    low, high = np.percentile(sums[0][sums[1] > 0] / sums[1][sums[1] > 0], (2.5, 97.5))
-    return [max(0.0, min(bounds[0], float(low))), min(1.0, max(bounds[1], float(high)))]
 
 
 def _agreement(matches: Sequence[RewardAgreement]) -> dict[str, Any]:

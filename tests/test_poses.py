@@ -4,7 +4,15 @@ import math
 
 import torch
 
-from wm_gym.poses import motion_between, moved, relative_to, relative_to_first
+from wm_gym.poses import (
+    drift_steps,
+    motion_between,
+    motion_sizes,
+    moved,
+    relative_to,
+    relative_to_first,
+    size_quantiles,
+)
 
 
 def _random_poses(*shape: int) -> torch.Tensor:
@@ -43,3 +51,17 @@ def test_a_thousand_motions_leave_a_heading_of_unit_length() -> None:
     for _ in range(1000):
         pose = moved(pose, motion)
     torch.testing.assert_close(pose[2:].norm(), torch.tensor(1.0))
+
+
+def test_sizes_are_cells_of_way_and_degrees_of_turn_either_way() -> None:
+    sizes = motion_sizes(torch.tensor([[3.0, -4.0, math.pi / 2], [0.0, 0.0, -math.pi]]))
+    torch.testing.assert_close(sizes, torch.tensor([[5.0, 90.0], [0.0, 180.0]]))
+    found = size_quantiles(torch.arange(101.0)[:, None] * torch.tensor([0.1, 1.0]))
+    assert found == {
+        "cells": {"median": 5.0, "p90": 9.0, "p99": 9.9},
+        "degrees": {"median": 50.0, "p90": 90.0, "p99": 99.0},
+    }
+
+
+def test_drift_is_told_after_no_more_steps_than_there_were() -> None:
+    assert drift_steps(0) == [0] and drift_steps(19) == [0, 1, 10] and drift_steps(400)[-2:] == [200, 400]

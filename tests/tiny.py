@@ -44,6 +44,15 @@ def tiny_model(seed: int = 0, **overrides: Any) -> WorldModel:
     return model.eval()
 
 
+def tiny_model_with_odometry(seed: int = 0, **overrides: Any) -> WorldModel:
+    """One that tells planar poses. Small errors stay small in it; at random the recursion would multiply rounding."""
+    model = tiny_model(seed, pose_size=4, pose_kind="planar", odometry=True, **overrides)
+    assert model.odometry is not None
+    for layer in (model.odometry.recur, model.odometry.out_recent):
+        layer.weight.data *= 0.05
+    return model
+
+
 def set_termination_bias(model: WorldModel, bias: float) -> None:
     """Lets every dream end at the first step (bias 20) or never by itself (bias -20)."""
     model.backbone.event_head.out.bias.data[-1] = bias

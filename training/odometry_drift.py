@@ -13,7 +13,7 @@ from training.rollouts import Rollouts
 from wm_gym.codec import frames_to_model
 from wm_gym.nn.odometry import Odometry
 from wm_gym.ops.odometry import follow_motions
-from wm_gym.poses import motion_between, relative_to_first
+from wm_gym.poses import motion_between, motion_sizes, relative_to_first, size_quantiles
 
 ROWS = 8  # walks at a time; bounds the memory
 
@@ -41,8 +41,8 @@ def drift_figures(odometry: Odometry, walks: Rollouts, steps: Sequence[int], see
         ]
         pose_errors, step_errors = (torch.cat(kind) for kind in zip(*parts, strict=True))
         figures[name] = {
-            "drift": {str(step): _quantiles(pose_errors[:, step - 1]) for step in steps},
-            "step": _quantiles(step_errors.flatten(0, 1)),
+            "drift": {str(step): size_quantiles(pose_errors[:, step - 1]) for step in steps},
+            "step": size_quantiles(step_errors.flatten(0, 1)),
         }
     true = walks.pose[:, pieces[0]]
     figures["cells_walked"] = round(
@@ -73,24 +73,8 @@ def _errors(
     real = motion_between(true[:, :-1], true[:, 1:])
     # After some steps: nothing tells how fast the agent is when it is first seen.
     settled = (real - motions)[:, 5:]
-    return _sizes(motion_between(true[:, 1:], poses)).cpu(), _sizes(settled).cpu()
-
-
-def _sizes(motions: Tensor) -> Tensor:
-    """Cells and degrees of motions ``[..., 3]``."""
-    return torch.stack([motions[..., :2].norm(dim=-1), motions[..., 2].abs().rad2deg()], dim=-1)
+    return motion_sizes(motion_between(true[:, 1:], poses)).cpu(), motion_sizes(settled).cpu()
 
 
 def _rows(walks: Rollouts) -> list[slice]:
     return [slice(first, first + ROWS) for first in range(0, len(walks.frames), ROWS)]
-
-
-def _quantiles(errors: Tensor) -> dict[str, dict[str, float]]:
-    """Median, 90% and 99% of errors ``[n, 2]``."""
-    found = {}
-    for i, name in enumerate(("cells", "degrees")):
-        values = torch.quantile(errors[:, i].double(), torch.tensor([0.5, 0.9, 0.99], dtype=torch.float64))
-        found[name] = {
-            key: round(value, 4) for key, value in zip(("median", "p90", "p99"), values.tolist(), strict=True)
-        }
-    return found

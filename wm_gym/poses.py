@@ -12,6 +12,7 @@ from wm_gym.array_typing import Poses
 
 POSE_SIZE = 4
 MOTION_SIZE = 3
+DRIFT_STEPS = (0, 1, 10, 20, 50, 100, 200, 400, 800, 1600, 3200)  # of a dream; 0: before the first
 
 
 def relative_to_first(poses: Poses) -> Poses:
@@ -38,6 +39,27 @@ def moved(pose: Tensor, motion: Tensor) -> Tensor:
     heading = _rotated(pose[..., 2:], motion[..., 2].cos(), motion[..., 2].sin())
     heading = heading / heading.square().sum(-1, keepdim=True).clamp(min=1e-12).sqrt()
     return torch.cat([position, heading], dim=-1)
+
+
+def motion_sizes(motions: Tensor) -> Tensor:
+    """Lengths, in units of the poses, and angles in degrees of motions ``[..., 3]``, beside each other ``[..., 2]``."""
+    return torch.stack([motions[..., :2].norm(dim=-1), motions[..., 2].abs().rad2deg()], dim=-1)
+
+
+def size_quantiles(sizes: Tensor) -> dict[str, dict[str, float]]:
+    """{"cells": {"median": 0.1, "p90": …, "p99": …}, "degrees": …} of sizes ``[n, 2]``, n at least 1."""
+    found = {}
+    for i, name in enumerate(("cells", "degrees")):
+        values = torch.quantile(sizes[:, i].double(), torch.tensor([0.5, 0.9, 0.99], dtype=torch.float64))
+        found[name] = {
+            key: round(value, 4) for key, value in zip(("median", "p90", "p99"), values.tolist(), strict=True)
+        }
+    return found
+
+
+def drift_steps(num_steps: int) -> list[int]:
+    """The steps of a dream of `num_steps` after which its drift is told."""
+    return [step for step in DRIFT_STEPS if step <= num_steps]
 
 
 def _rotated(vectors: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

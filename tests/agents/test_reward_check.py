@@ -7,11 +7,12 @@ import pytest
 
 pytest.importorskip("stable_baselines3")
 
-from agents.dream_and_replay import Dreamed, DreamRows, Episode, real_episodes
+from agents.dream_rows import Dreamed, DreamRows, Episode
 from agents.environments import EnvSpec, MemorySpec
 from agents.policies import policy_maker
 from agents.ppo import train
 from agents.ppo_config import PRESETS, PpoConfig
+from agents.real_episodes import real_episodes
 from agents.reward_check import RewardCheckConfig, check_rewards, describe, main
 from tests.tiny import save_tiny_checkpoint, tiny_model
 from wm_gym.wrappers import MemoryObservation
@@ -70,7 +71,7 @@ def test_the_same_actions_are_taken_in_the_real_episode_from_the_end_of_the_cont
         contexts = episodes.lead("random", seeds, 5)
         rows = DreamRows(spec, 4, 6, "cpu")
         dreamed = rows.play(policy_maker("random"), seeds, contexts)
-        records = episodes.replay(seeds, contexts, dreamed)
+        records = [one.record for one in episodes.replay(seeds, contexts, dreamed)]
     rows.close()
     for seed, context, one, record in zip(seeds, contexts, dreamed, records, strict=True):
         env, dream = gym.make(TOY_ID), gym.make(DREAM_ID, **{**tiny_kwargs, "horizon": 6})
@@ -104,7 +105,7 @@ def test_nothing_is_to_be_had_after_a_real_end_but_a_cut_episode_says_nothing():
             dreamed = Dreamed(
                 actions, Episode(np.zeros((300, 16, 16, 3), np.uint8), np.ones(300), "truncated"), np.ones((300, 2))
             )
-            record = episodes.replay([seed], contexts, [dreamed])[0]
+            record = episodes.replay([seed], contexts, [dreamed])[0].record
         if spec.kwargs:
             assert record.reference_end == "terminated" and record.num_steps == 300
             assert record.reference_rewards.sum() == 1 and record.rewards.sum() == 300

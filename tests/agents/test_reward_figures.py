@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from agents.reward_figures import episode_result, proportion95, ranges, reward_figures
+from agents.results import proportion95
+from agents.reward_figures import episode_result, ranges, reward_figures
 from wm_gym.comparison.record import Record
 
 

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from training.pose_input import Conditioning, model_poses
 from training.recall.options import Feedback, Memory
+from training.recall.pose_drift import PoseLog
 from training.recall.steppers import GraphStepper, Read, StateStepper, Stepper
 from training.rollouts import Rollouts
 from wm_gym.array_typing import Actions, Frames, Poses
 from wm_gym.nn.state import ModelState
 from wm_gym.step_graph import StepGraph
 from wm_gym.world_model import WorldModel
+
+
+@dataclass(frozen=True)
+class Dream:
+    """What was imagined after the contexts of M walks, on the CPU.
+
+    Attributes:
+        frames: uint8 [M, F, H, W, C].
+        pose_errors: float32 [M, F + 1, 2], cells and degrees between the pose that the model tells itself and the true
+            one, both seen from the first frame that its memory read: of the last frame of the context, then of those
+            imagined. None of a model that tells no poses or is given them.
+    """
+
+    frames: Tensor
+    pose_errors: Tensor | None
 
 
 class Dreamer:
@@ -61,18 +79,24 @@ class Dreamer:
         """How many of the last frames of the context the model is given."""
         return num_context if memory == "kept" else min(num_context, self._cleared_frames)
 
-    @torch.no_grad()
     def imagine(self, walks: Rollouts, num_context: int, memory: Memory) -> Tensor:
-        """uint8 [M, F, H, W, C] on the CPU: the frames after the context, imagined.
+        """The frames of `dream`."""
+        return self.dream(walks, num_context, memory).frames
+
+    @torch.no_grad()
+    def dream(self, walks: Rollouts, num_context: int, memory: Memory) -> Dream:
+        """Imagines what comes after the context.
 
         Args:
             walks: M walks of `num_context` + F frames.
             memory: "kept": all of the context is read; "cleared": see `num_frames_read`.
         """
         batches = torch.arange(len(walks.seeds)).split(self.batch_size)
-        return torch.cat([self._imagine_batch(walks, rows, num_context, memory) for rows in batches])
+        parts = [self._dream_batch(walks, rows, num_context, memory) for rows in batches]
+        errors = [part.pose_errors for part in parts if part.pose_errors is not None]
+        return Dream(torch.cat([part.frames for part in parts]), torch.cat(errors) if errors else None)
 
-    def _imagine_batch(self, walks: Rollouts, rows: Tensor, num_context: int, memory: Memory) -> Tensor:
+    def _dream_batch(self, walks: Rollouts, rows: Tensor, num_context: int, memory: Memory) -> Dream:
         device, num_frames = self.model.device, walks.frames.shape[1] - num_context
         first = num_context - self.num_frames_read(memory, num_context)  # that the memory has read
         # All on the device at once: a copy for every step would wait for it.
@@ -80,6 +104,9 @@ class Dreamer:
         seen = walks.frames[rows].to(device)  # the context, then what memory is given in the dream
         poses = self._poses(walks, rows, first)
         stepper = self._start(walks, rows, self._reader(seen, actions, poses, first, num_context))
+        log = self._pose_log(walks, rows, num_context)
+        log.begin(0, first)
+        log.note(0, stepper.pose)
         frames = torch.empty_like(seen[:, num_context:])
         for t in tqdm(range(num_frames), desc=f"dreaming, memory {memory}", unit="frame", leave=False):
             now = num_context + t
@@ -87,12 +114,18 @@ class Dreamer:
                 first = max(now - self._refresh_frames, 0)
                 poses = self._poses(walks, rows, first)
                 stepper.restart(self._reader(seen, actions, poses, first, now))
+                log.begin(t + 1, first)
             frames[:, t] = stepper.step(actions[:, now - 1], None if poses is None else poses[:, now - first])
+            log.note(t + 1, stepper.pose)
             if self._feedback == "real":
                 stepper.correct(seen[:, now])
             else:
                 seen[:, now] = frames[:, t]
-        return frames.cpu()
+        return Dream(frames.cpu(), log.errors())
+
+    def _pose_log(self, walks: Rollouts, rows: Tensor, num_context: int) -> PoseLog:
+        tells_poses = self.model.config.odometry and self._conditioning == "action"
+        return PoseLog(walks.pose[rows].to(self.model.device) if tells_poses else None, num_context)
 
     def _start(self, walks: Rollouts, rows: Tensor, read: Read) -> Stepper:
         keys = torch.tensor([self._noise_seed + walks.seeds[row] for row in rows.tolist()], device=self.model.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,11 @@ from tqdm import tqdm
 
 from training.pose_input import model_poses
 from training.recall.figures import column_figures
-from training.recall.imagine import Dreamer
+from training.recall.imagine import Dream, Dreamer
 from training.recall.intervals import NUM_RESAMPLES, Bootstrap
 from training.recall.options import RecallOptions
 from training.recall.places import Places, locate
+from training.recall.pose_drift import DEFINITION, drift_figures, drift_line
 from training.recall.quality import Metric, measure_frames, metrics
 from training.rollouts import Rollouts
 from wm_gym.world_model import WorldModel
@@ -77,7 +79,8 @@ def measure_recall(
         options.refresh_steps,
         options.refresh_frames,
     )
-    dreamed = {memory: dreamer.imagine(walks, num_context, memory).numpy() for memory in options.memory}
+    dreams = {memory: dreamer.dream(walks, num_context, memory) for memory in options.memory}
+    dreamed = {memory: dream.frames.numpy() for memory, dream in dreams.items()}
     real = walks.frames.numpy()
     columns = {**dreamed, **_copies(walks.frames, num_context, places)}
     if options.goes_exactly_back:
@@ -93,6 +96,7 @@ def measure_recall(
             name: {column: column_figures(part, places, bootstrap) for column, part in of_column.items()}
             for name, of_column in values.items()
         },
+        **_pose_drift(dreams),
     }
     return Recall(record, real, dreamed, {memory: values["psnr"][memory] for memory in options.memory})
 
@@ -114,6 +118,12 @@ def _values(metric: Metric, columns: dict[str, np.ndarray], real: np.ndarray) ->
     if "kept" in values and "cleared" in values:
         values["kept_minus_cleared"] = values["kept"] - values["cleared"]
     return values
+
+
+def _pose_drift(dreams: Mapping[str, Dream]) -> dict[str, Any]:
+    """Empty where the model did not tell its poses itself."""
+    drift = {memory: drift_figures(one.pose_errors) for memory, one in dreams.items() if one.pose_errors is not None}
+    return {"pose_drift": {"definition": DEFINITION, "by_steps": drift}} if drift else {}
 
 
 def _about(metric: Metric) -> dict[str, str]:
@@ -156,6 +166,8 @@ def print_recall(record: dict[str, Any]) -> None:
         print(f"{name + (' ' + about['unit'] if about['unit'] else ''):>20} {'all':>22} {'seen':>22} {'unseen':>22}")
         for column, figures in record["columns"][name].items():
             print(f"{column:>20} " + " ".join(f"{_text(figures[part]):>22}" for part in ("all", "seen", "unseen")))
+    for memory, drift in record.get("pose_drift", {"by_steps": {}})["by_steps"].items():
+        print(drift_line(memory, drift))
 
 
 def _text(figure: dict[str, Any]) -> str:

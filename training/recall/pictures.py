@@ -27,18 +27,23 @@ PANELS = (("by_length", "frames after the context"), ("by_distance", "frames bac
 def write_plots(path: Path, record: Mapping[str, Any]) -> None:
     """Writes a PNG: a row for each metric, over length and over distance, with 95% intervals.
 
-    Raises ImportError that says what to install.
+    A last row shows how far told poses are off, if the record says so. Raises ImportError that says what to install.
     """
     names = [name for name, about in record["metrics"].items() if "not_measured" not in about]
-    figure = load_matplotlib()(figsize=(11, 3.6 * len(names)), dpi=120)
+    num_rows = len(names) + ("pose_drift" in record)
+    figure = load_matplotlib()(figsize=(11, 3.6 * num_rows), dpi=120)
     for row, name in enumerate(names):
         for column, (key, label) in enumerate(PANELS):
-            axes = figure.add_subplot(len(names), 2, 2 * row + column + 1)
+            axes = figure.add_subplot(num_rows, 2, 2 * row + column + 1)
             _draw(axes, record["columns"][name], key)
             unit = record["metrics"][name]["unit"]
             axes.set(xlabel=label, ylabel=f"{name.upper()}{', ' + unit if unit else ''}")
             if row == column == 0:
                 axes.legend(frameon=False, fontsize=8)
+    if "pose_drift" in record:
+        for column, unit in enumerate(("cells", "degrees")):
+            axes = figure.add_subplot(num_rows, 2, 2 * len(names) + column + 1)
+            _draw_drift(axes, record["pose_drift"]["by_steps"], unit)
     figure.suptitle(
         f"{record['protocol']} by {record['conditioning']}: {record['context']} → {record['frames']} frames, "
         f"{len(record['seeds'])} mazes, denoising steps: {record['num_denoising_steps']}, "
@@ -71,6 +76,17 @@ def _draw_bins(axes: Any, bins: Mapping[str, Any], label: str, color: str, style
     axes.plot(x, bins["value"], style, color=color, label=label, lw=1.6, marker="." if len(x) < 30 else None)
     if None not in bins["low"]:
         axes.fill_between(x, bins["low"], bins["high"], color=color, alpha=0.18, lw=0)
+
+
+def _draw_drift(axes: Any, drift: Mapping[str, Any], unit: str) -> None:
+    for memory, by_step in drift.items():
+        steps = [int(step) for step in by_step]
+        for quantile, style in (("median", "-"), ("p90", ":")):
+            values = [figures[unit][quantile] for figures in by_step.values()]
+            axes.plot(steps, values, style, color=COLORS[memory], label=f"{LABELS[memory]}, {quantile}", marker=".")
+    axes.set(xlabel="frames after the context", ylabel=f"told pose off by, {unit}")
+    axes.legend(frameon=False, fontsize=8)
+    _plain(axes)
 
 
 def _plain(axes: Any) -> None:

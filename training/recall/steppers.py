@@ -25,6 +25,11 @@ Read = Callable[[Tensor], ModelState]
 class Stepper(Protocol):
     """B dreams that hold their memories."""
 
+    @property
+    def pose(self) -> Pose | None:
+        """Poses of the newest frames as the model has them, ``[B, P]``, if any. The next step may overwrite them."""
+        ...
+
     def step(self, action: Action, pose: Pose | None) -> Frame:
         """The next frames, uint8 ``[B, H, W, C]``; they are the newest of the memories."""
         ...
@@ -53,6 +58,12 @@ class GraphStepper:
         self.restart(read)
         graph.set_noise(keys[self._filled])
 
+    @property
+    def pose(self) -> Pose | None:
+        """See `Stepper`."""
+        pose = self._graph.memory.pose
+        return None if pose is None else pose[: self._num_dreams]
+
     def step(self, action: Action, pose: Pose | None) -> Frame:
         """See `Stepper`. The next step overwrites the frames."""
         pose = None if pose is None else pose[self._filled]
@@ -79,6 +90,12 @@ class StateStepper:
         self._model, self._num_denoising_steps, self._keys = model, num_denoising_steps, keys
         self._counters = torch.zeros_like(keys)
         self.restart(read)
+
+    @property
+    def pose(self) -> Pose | None:
+        """See `Stepper`."""
+        assert self._state.pending is not None
+        return self._state.pending.pose
 
     def step(self, action: Action, pose: Pose | None) -> Frame:
         """See `Stepper`."""

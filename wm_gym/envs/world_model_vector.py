@@ -128,6 +128,15 @@ class WorldModelVectorEnv(VectorEnv[Any, Any, Any]):
         return self._dreams.ssm_states
 
     @property
+    def poses(self) -> np.ndarray | None:
+        """Where a model with odometry takes itself to be, float32 [N, 4]; None of other models.
+
+        (x, y, cos heading, sin heading), seen from the first frame of each row's context, or after a refresh from the
+        first one that it was made from.
+        """
+        return self._dreams.poses
+
+    @property
     def likely_rewards(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Of the newest step: the likeliest reward other than 0, [N], and how probable the head takes any, [N].
 

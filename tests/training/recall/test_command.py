@@ -117,7 +117,9 @@ def test_a_model_that_needs_poses_is_not_measured_without(store: Path, tmp_path:
     assert "take --conditioning pose" in refusal(tmp_path, store, checkpoint, "--protocol", "reasoning")
 
 
-def test_a_model_with_odometry_is_measured_both_ways(store: Path, tmp_path: Path) -> None:
+def test_a_model_with_odometry_is_measured_both_ways(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = tiny_model(pose_size=4, pose_kind="planar", odometry=True)
     checkpoint = save_tiny_checkpoint(tmp_path / "model.safetensors", model)
     options = ("--protocol", "reasoning", "--frames", "4", "--memory", "kept")
@@ -128,6 +130,16 @@ def test_a_model_with_odometry_is_measured_both_ways(store: Path, tmp_path: Path
     assert (action["conditioning"], pose["conditioning"]) == ("action", "pose")
     assert action["columns"]["psnr"]["copy_last"] == pose["columns"]["psnr"]["copy_last"]
     assert action["columns"]["psnr"]["kept"] != pose["columns"]["psnr"]["kept"]
+    drift = action["pose_drift"]["by_steps"]
+    assert list(drift) == ["kept"] and list(drift["kept"]) == ["0", "1"]
+    assert 0 < drift["kept"]["1"]["cells"]["median"] <= drift["kept"]["1"]["cells"]["p90"]
+    assert "pose_drift" not in pose
+    printed = capsys.readouterr().out
+    assert printed.count("memory kept) after steps 0: ") == 1
+    before = (tmp_path / "recall.png").stat().st_size
+    (tmp_path / "recall.json").write_text(json.dumps(action))
+    draw([str(tmp_path / "recall.json")])
+    assert (tmp_path / "recall.png").stat().st_size > before, "a row more"
 
 
 def test_memories_are_refreshed_when_asked_and_the_record_says_so(store: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tiny import tiny_model
+from tests.tiny import tiny_model, tiny_model_with_odometry
 from tests.toy_store import make_toy_store
 from training.baselines import BaselineConfig, build_model
 from training.pose_input import Conditioning, model_poses
@@ -185,3 +185,70 @@ def test_a_refresh_reads_real_frames_where_they_are_fed_back(walks: Rollouts) ->
     assert torch.equal(before[:, 4:], dreamed[:, 4:]), "what the old memory had read is gone"
     assert not torch.equal(before[:, :4], dreamed[:, :4])
     assert not torch.equal(within[:, 4:], dreamed[:, 4:])
+
+
+def with_odometry(kind: type[WorldModel] = WorldModel) -> WorldModel:
+    tiny = tiny_model_with_odometry()
+    model = kind(tiny.config).eval()
+    model.load_state_dict(tiny.state_dict())
+    return model
+
+
+def by_hand(model: WorldModel, walks: Rollouts, first: int, num_steps: int) -> torch.Tensor:
+    """Distances and angles between told and true poses, ``[M, num_steps + 1, 2]``, by `prefill` and `step` alone."""
+    start = walks.pose[:, first].double()
+    turn = torch.atan2(start[:, 3], start[:, 2])[:, None]
+    offset = walks.pose[:, :, :2].double() - start[:, None, :2]
+    x = offset[..., 0] * turn.cos() + offset[..., 1] * turn.sin()
+    y = offset[..., 1] * turn.cos() - offset[..., 0] * turn.sin()
+    heading = torch.atan2(walks.pose[..., 3], walks.pose[..., 2]).double() - turn
+    state = model.prefill(model.initial_state(3), walks.frames[:, first:CONTEXT], walks.actions[:, first : CONTEXT - 1])
+    errors = []
+    for t in range(num_steps + 1):
+        if t:
+            noise = frame_noise(torch.tensor(walks.seeds), torch.full((3,), t - 1), (3, 16, 16))
+            _, state = model.step(state, walks.actions[:, CONTEXT + t - 2], noise)
+        assert state.pending is not None and state.pending.pose is not None
+        told, now = state.pending.pose.double(), CONTEXT - 1 + t
+        angle = torch.atan2(told[:, 3], told[:, 2]) - heading[:, now]
+        angle = torch.atan2(angle.sin(), angle.cos()).abs().rad2deg()
+        errors.append(torch.stack([torch.hypot(told[:, 0] - x[:, now], told[:, 1] - y[:, now]), angle], dim=-1))
+    return torch.stack(errors, dim=1).float()
+
+
+@pytest.mark.parametrize("kind", [WorldModel, OtherModel])
+@pytest.mark.parametrize("memory", ["kept", "cleared"])
+@torch.no_grad()
+def test_pose_errors_are_those_between_told_and_true_poses_as_seen_from_the_first_frame_read(
+    walks: Rollouts, kind: type[WorldModel], memory: Memory
+) -> None:
+    model = with_odometry(kind)
+    dreamer = Dreamer(model, 2, conditioning="action")
+    errors = dreamer.dream(walks, CONTEXT, memory).pose_errors
+    assert errors is not None and errors.shape == (3, 9, 2)
+    expected = by_hand(model, walks, CONTEXT - dreamer.num_frames_read(memory, CONTEXT), 8)
+    torch.testing.assert_close(errors, expected, atol=2e-3, rtol=1e-3)
+    assert errors[:, -1].min() > 0.01
+
+
+def test_where_the_world_has_its_origin_changes_no_pose_error_and_a_refresh_begins_anew(walks: Rollouts) -> None:
+    x, y, cos, sin = walks.pose.unbind(-1)
+    elsewhere = Rollouts(**{**vars(walks), "pose": torch.stack([5 - y, x + 2, -sin, cos], dim=-1)})
+    for steps in (0, 5):
+        dreamer = Dreamer(with_odometry(), 3, conditioning="action", refresh_steps=steps)
+        here, there = (dreamer.dream(each, CONTEXT, "kept").pose_errors for each in (walks, elsewhere))
+        assert here is not None and there is not None
+        torch.testing.assert_close(here, there, atol=1e-3, rtol=1e-3)
+        moved = Rollouts(**{**vars(walks), "pose": walks.pose.clone()})
+        moved.pose[:, : CONTEXT - 1] += torch.tensor([9.0, 0.0, 0.0, 0.0])
+        off = dreamer.dream(moved, CONTEXT, "kept").pose_errors
+        assert off is not None and not torch.isclose(off[:, :6, 0], here[:, :6, 0], atol=0.1).any()
+        if steps:
+            assert torch.equal(off[:, 6:], here[:, 6:]), "the memory has not read what lies before"
+        else:
+            assert not torch.isclose(off[:, 6:, 0], here[:, 6:, 0], atol=0.1).any()
+
+
+def test_poses_that_are_given_or_that_there_are_none_of_have_no_errors(walks: Rollouts) -> None:
+    assert Dreamer(with_odometry(), 3).dream(walks, CONTEXT, "kept").pose_errors is None
+    assert Dreamer(tiny_model(), 3, conditioning="action").dream(walks, CONTEXT, "kept").pose_errors is None

@@ -1,8 +1,8 @@
-"""One policy's actions, chosen in a dream and taken again in the real environment, from the same real context.
+"""Real episodes of given seeds, led to the end of a context, from where dreamed actions are taken or a policy acts.
 
-In parts, because a GPU dreams many episodes at once while real environments run in a process each: a policy leads real
-episodes through the context, then the policy under test acts in dreams of all of them, then its actions are taken in
-the real episodes. For comparison it also acts there itself.
+A GPU dreams many episodes at once (`agents.dream_rows`) while real environments run in a process each, so a check goes
+in parts: a policy leads real episodes through the context, then the policy under test acts in dreams of all of them,
+then its actions are taken in the real episodes. For comparison it also acts there itself.
 """
 
 from __future__ import annotations
@@ -19,102 +19,24 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode
 from tqdm import tqdm
 
+from agents.dream_rows import Dreamed, EpisodeLog
 from agents.environments import EnvSpec, MemorySpec
 from agents.policies import PolicyMaker, policy_maker
 from wm_gym.comparison.record import Record, map_entries
 from wm_gym.contexts import Context
-from wm_gym.memory_feature import MemoryFeature
 from wm_gym.policies import policy_seed
+from wm_gym.poses import POSE_SIZE
 from wm_gym.wrappers import MemoryObservation
 
 
 @dataclass(frozen=True)
-class Episode:
-    """What S actions led to, in a dream or in reality."""
+class Replayed:
+    """What dreamed actions led to in reality: `RealEpisodes.replay`."""
 
-    frames: np.ndarray  # uint8 [S, H, W, C]
-    rewards: np.ndarray  # float64 [S]
-    end: str  # "terminated" or "truncated" at step S, else ""
-
-
-@dataclass(frozen=True)
-class Dreamed:
-    """An episode that a policy played in a dream."""
-
-    actions: np.ndarray  # [S] or [S, A]; actions[0] was taken at the last frame of the context
-    episode: Episode
-    likely: np.ndarray  # [S, 2]: the likeliest reward other than 0, and how probable the head takes any to be
-
-
-class DreamRows:
-    """A batch of dreams in which policies act, each in its row, as in an environment of their own.
-
-    Args:
-        spec: the dream; with a memory, policies see it as `wm_gym.wrappers.MemoryObservation` would show it.
-        num_rows: N.
-        horizon: steps of an episode.
-        device: where they are dreamed.
-
-    Raises what `gym.make_vec` raises.
-    """
-
-    def __init__(self, spec: EnvSpec, num_rows: int, horizon: int, device: str) -> None:
-        arguments = {"device": device, **spec.kwargs, "horizon": horizon, "autoreset_mode": AutoresetMode.DISABLED}
-        self.envs: Any = gym.make_vec(spec.env, num_rows, vectorization_mode="vector_entry_point", **arguments)
-        self.image_spaces = self.envs.single_observation_space, self.envs.single_action_space
-        self.observation_space, self.action_space = self.image_spaces
-        self._feature = None
-        if spec.memory is not None:
-            dream: Any = self.envs.unwrapped
-            self._feature = MemoryFeature(dream.model.config, spec.memory.size, spec.memory.seed, dream.model.device)
-            vector = gym.spaces.Box(-np.inf, np.inf, (spec.memory.size,), np.float32)
-            self.observation_space = gym.spaces.Dict({"image": self.observation_space, "memory": vector})
-
-    def play(self, make: PolicyMaker, seeds: Sequence[int], contexts: Sequence[Context]) -> list[Dreamed]:
-        """Acts until every episode has ended, by itself or at the horizon.
-
-        Args:
-            make: of policies, which see no info; each is called with a stand-in that has the dream's spaces.
-            seeds: at most N; a seed decides noise and policy of its episode.
-            contexts: where the dreams start, all of one length.
-        """
-        policies = [make(self, policy_seed(seed)) for seed in seeds]
-        for policy in policies:
-            policy.reset({})
-        missing = self.envs.num_envs - len(seeds)  # rows that nobody asked for dream along
-        stacked = _stacked([*contexts, *[contexts[-1]] * missing])
-        obs, _ = self.envs.reset(seed=[*seeds, *[seeds[-1]] * missing], options={"context": stacked})
-        logs = [_Log() for _ in seeds]
-        actions: list[Any] = [self.action_space.sample()] * self.envs.num_envs
-        ended = np.zeros(self.envs.num_envs, np.bool_)
-        while any(not log.end for log in logs):
-            if ended.any():  # they go on from their context, unseen: the batch steps as a whole
-                self.envs.reset(options={"context": stacked, "reset_mask": ended})
-            seen = self._observations(obs)
-            for row, log in enumerate(logs):
-                if not log.end:
-                    actions[row] = policies[row](seen(row), {})
-            obs, rewards, terminated, truncated, _ = self.envs.step(np.stack(actions))
-            ended = np.asarray(terminated | truncated)
-            likely = torch.stack(self.envs.unwrapped.likely_rewards, -1).cpu().numpy()
-            for row, log in enumerate(logs):
-                if not log.end:
-                    log.add(obs[row], rewards[row], terminated[row], truncated[row], actions[row], likely[row])
-        return [log.dreamed(self.action_space) for log in logs]
-
-    def close(self) -> None:
-        """Frees the dreams."""
-        self.envs.close()
-
-    def _observations(self, frames: np.ndarray) -> Callable[[int], Any]:
-        if self._feature is None:
-            return lambda row: frames[row]
-        dream: Any = self.envs.unwrapped
-        memory = self._feature(dream.ssm_states).cpu().numpy()
-        return lambda row: {"image": frames[row], "memory": memory[row]}
+    record: Record
+    poses: np.ndarray | None  # [C + S, 4] of the context and of the real steps, if they tell any; S less after an end
 
 
 class RealEpisodes:
@@ -134,7 +56,7 @@ class RealEpisodes:
         """
         return list(self._call("context", _lead, [(policy, seed, num_frames) for seed in seeds]))
 
-    def replay(self, seeds: Sequence[int], contexts: Sequence[Context], dreamed: Sequence[Dreamed]) -> list[Record]:
+    def replay(self, seeds: Sequence[int], contexts: Sequence[Context], dreamed: Sequence[Dreamed]) -> list[Replayed]:
         """Takes the dreamed actions in the real episodes, from the end of their contexts to the end of the shorter.
 
         The dream is the record's environment under test, reality its reference. Where the real episode terminates, the
@@ -204,33 +126,6 @@ def _bar(items: Sequence[Any], name: str, total: int) -> Iterator[Any]:
     return iter(tqdm(items, desc=name, total=total, unit="episode", leave=False, disable=None))
 
 
-class _Log:
-    """An episode as it grows."""
-
-    def __init__(self) -> None:
-        self.actions: list[Any] = []
-        self.frames: list[np.ndarray] = []
-        self._rewards: list[float] = []
-        self._likely: list[Any] = []
-        self.end = ""
-
-    def add(
-        self, frame: Any, reward: Any, terminated: Any, truncated: Any, action: Any = None, likely: Any = None
-    ) -> None:
-        self.actions.append(action)
-        self._likely.append(likely)
-        self.frames.append(np.array(frame))
-        self._rewards.append(float(reward))
-        self.end = "terminated" if terminated else "truncated" if truncated else ""
-
-    def episode(self) -> Episode:
-        return Episode(np.stack(self.frames), np.array(self._rewards), self.end)
-
-    def dreamed(self, action_space: gym.Space[Any]) -> Dreamed:
-        actions = np.array(self.actions, action_space.dtype)
-        return Dreamed(actions, self.episode(), np.array(self._likely, np.float64))
-
-
 def _spaces(env: gym.Env[Any, Any]) -> tuple[gym.Space[Any], gym.Space[Any]]:
     return env.observation_space, env.action_space
 
@@ -253,7 +148,7 @@ def _lead(env: gym.Env[Any, Any], policy: str, seed: int, num_frames: int) -> Co
     return Context(np.stack(frames), np.array(actions, space.dtype).reshape(len(actions), *(space.shape or ())))
 
 
-def _replay(env: gym.Env[Any, Any], seed: int, context: Context, dreamed: Dreamed) -> Record:
+def _replay(env: gym.Env[Any, Any], seed: int, context: Context, dreamed: Dreamed) -> Replayed:
     obs, info = env.reset(seed=seed)
     infos = [info]
     for action in context.actions:
@@ -264,7 +159,7 @@ def _replay(env: gym.Env[Any, Any], seed: int, context: Context, dreamed: Dreame
             f"The episode of seed {seed} took another course under the same actions: only environments that the seed "
             "decides can be compared with their dreams."
         )
-    log = _Log()
+    log = EpisodeLog()
     for action in dreamed.actions:
         obs, reward, terminated, truncated, info = env.step(action)
         infos.append(info)
@@ -275,7 +170,7 @@ def _replay(env: gym.Env[Any, Any], seed: int, context: Context, dreamed: Dreame
     num_steps = len(dreamed.actions) if real.end == "terminated" else len(real.rewards)
     after = num_steps - len(real.rewards)
     frames = np.concatenate([context.frames, real.frames, np.zeros((after, *context.frames.shape[1:]), np.uint8)])
-    return Record(
+    record = Record(
         seed=seed,
         reference_frames=frames,
         frames=dreamed.episode.frames[:num_steps],
@@ -288,6 +183,9 @@ def _replay(env: gym.Env[Any, Any], seed: int, context: Context, dreamed: Dreame
         reference_seconds=0.0,
         map=map_entries([*infos, *[infos[-1]] * after]),
     )
+    poses = [np.asarray(info["pose"], np.float64) for info in infos if "pose" in info]
+    tells_poses = len(poses) == len(infos) and all(pose.shape == (POSE_SIZE,) for pose in poses)
+    return Replayed(record, np.stack(poses) if tells_poses else None)
 
 
 def _act(
@@ -311,7 +209,3 @@ def _act(
 @lru_cache(maxsize=8)
 def _kept_maker(policy: str) -> PolicyMaker:
     return policy_maker(policy)
-
-
-def _stacked(contexts: Sequence[Context]) -> tuple[np.ndarray, np.ndarray]:
-    return np.stack([one.frames for one in contexts]), np.stack([one.actions for one in contexts])
