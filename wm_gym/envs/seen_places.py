@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -60,7 +60,8 @@ def check_max_distance(value: object, refresh_steps: int) -> None:
     """Raises ValueError unless it is None, or a finite number above 0 with memories that are never refreshed."""
     if value is None:
         return
-    if not isinstance(value, Real) or isinstance(value, bool) or not (math.isfinite(value) and value > 0):
+    numbers = (int, float, np.integer, np.floating)
+    if isinstance(value, bool) or not isinstance(value, numbers) or not 0 < value < math.inf:
         raise ValueError(f"max_distance must be a finite number above 0, or None, got {value!r}.")
     if refresh_steps:
         raise ValueError(
