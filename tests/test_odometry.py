@@ -69,6 +69,22 @@ def test_frame_by_frame_gives_the_memory_of_the_whole_context(model: WorldModel)
     assert_same_state(state, whole, 1e-4)
 
 
+def test_a_context_tells_the_poses_that_its_frames_have_one_by_one(model: WorldModel, monkeypatch) -> None:
+    frames, actions = clip()
+    state = model.prefill(model.initial_state(2), frames[:, :1], actions[:, :0])
+    expected = [pose_of(state)]
+    for t in range(1, FRAMES):
+        state = model.advance(state, frames[:, t], actions[:, t - 1])
+        expected.append(pose_of(state))
+    for most in (128, 4):  # read at once, and in parts
+        monkeypatch.setattr("wm_gym.world_model._PREFILL_FRAMES", most)
+        state, poses = model.prefill_and_locate(model.initial_state(2), frames, actions)
+        torch.testing.assert_close(poses, torch.stack(expected, 1), rtol=1e-4, atol=1e-5)
+        _, later = model.prefill_and_locate(state, frames[:, :2], actions[:, :2])
+        assert later is not None and (later[:, 0] - pose_of(state)).abs().max() > 1e-4
+    assert tiny_model().prefill_and_locate(tiny_model().initial_state(2), frames, actions)[1] is None
+
+
 def test_telling_poses_equals_being_given_the_poses_that_were_told(model: WorldModel) -> None:
     frames, actions = clip()
     state = model.prefill(model.initial_state(2), frames[:, :1], actions[:, :0])

@@ -149,6 +149,12 @@ class WorldModel(nn.Module):
         Raises:
             TypeError, ValueError: if frames, actions or poses do not fit the model or each other.
         """
+        return self.prefill_and_locate(state, frames, actions, pose)[0]
+
+    def prefill_and_locate(
+        self, state: ModelState, frames: Frames, actions: Actions, pose: Poses | None = None
+    ) -> tuple[ModelState, Poses | None]:
+        """`prefill`, and the poses ``[B, T, P]`` of the frames as they were given or told; None without poses."""
         check_frames(self.config, frames, state.batch_size)
         batch, length = frames.shape[:2]
         empty = state.pending is None
@@ -158,13 +164,16 @@ class WorldModel(nn.Module):
         if empty:
             actions = torch.cat([actions.new_zeros(batch, 1, *actions.shape[2:]), actions], dim=1)
             has_action[:, 0] = False
+        located: list[Poses] = []
         for start in range(0, length, _PREFILL_FRAMES):
             part = slice(start, min(start + _PREFILL_FRAMES, length))
             clean, led = frames_to_model(frames[:, part]), actions[:, part]
             poses, odometry = self._locate(state, clean, led, None if pose is None else pose[:, part])
             dreamed = torch.zeros_like(has_action[:, part])
             state = self._append(state, PendingFrame(clean, led, has_action[:, part], dreamed, poses), odometry)
-        return state
+            if poses is not None:
+                located.append(poses)
+        return state, torch.cat(located, dim=1) if located else None
 
     def denoise(
         self,

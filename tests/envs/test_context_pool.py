@@ -37,13 +37,13 @@ def test_a_clip_gives_no_more_contexts_than_it_has(model, memory):
 
 def test_what_is_copied_is_the_memory_after_reading_the_context_alone(model, memory):
     pool = make_pool(model, memory)
-    memory.load(read_contexts(model, [pool.context(0)] * 4, DISCRETE))
+    memory.load(read_contexts(model, [pool.context(0)] * 4, DISCRETE)[0])
     untouched = memory.state().index(3).to_tensors()
     # The second call needs more room, and some that are there already.
     for numbers, rows in (([7], [1]), ([2, 7, 11], [0, 1, 2])):
         pool.copy(np.array(numbers), memory, torch.tensor(rows))
         for number, row in zip(numbers, rows, strict=True):
-            expected = read_contexts(model, [pool.context(number)], DISCRETE).to_tensors()
+            expected = read_contexts(model, [pool.context(number)], DISCRETE)[0].to_tensors()
             for name, tensor in memory.state().index(row).to_tensors().items():
                 torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5)
     assert all(torch.equal(t, untouched[name]) for name, t in memory.state().index(3).to_tensors().items())
@@ -51,13 +51,13 @@ def test_what_is_copied_is_the_memory_after_reading_the_context_alone(model, mem
 
 def test_no_context_is_read_twice_and_many_are_read_together(model, memory, monkeypatch):
     sizes = []
-    prefill = model.prefill
+    prefill = model.prefill_and_locate
 
     def counted(state, frames, actions):
         sizes.append(len(frames))
         return prefill(state, frames, actions)
 
-    monkeypatch.setattr(model, "prefill", counted)
+    monkeypatch.setattr(model, "prefill_and_locate", counted)
     pool = make_pool(model, memory)
     pool.read([3, 3, 5])
     pool.copy(np.array([5, 3]), memory, torch.tensor([0, 1]))
@@ -65,6 +65,23 @@ def test_no_context_is_read_twice_and_many_are_read_together(model, memory, monk
     pool.read(range(12))
     pool.copy(np.arange(4), memory, torch.arange(4))
     assert sizes == [2, 8, 2]
+
+
+def test_positions_are_kept_with_the_number_of_their_context():
+    model = tiny_model(pose_kind="planar", pose_size=4, odometry=True)
+    memory = StepMemory(model.config, 4, model.device)
+    pool = ContextPool(model, make_tiny_clips(), 6, 4, DISCRETE, memory, keep_positions=True)
+    pool.read([9])
+    for numbers in ([7, 9], [2, 7, 11]):
+        for number, positions in zip(numbers, pool.positions(np.array(numbers)), strict=True):
+            expected = read_contexts(model, [pool.context(number)], DISCRETE)[1]
+            assert expected is not None
+            torch.testing.assert_close(positions, expected[0], rtol=1e-4, atol=1e-5)
+            assert positions.shape == (6, 2) and positions[1:].abs().min() > 0
+
+
+def test_models_without_odometry_tell_no_positions(model, memory):
+    assert read_contexts(model, [make_pool(model, memory).context(0)], DISCRETE)[1] is None
 
 
 def test_clips_shorter_than_a_context_are_a_value_error(model, memory):

@@ -26,6 +26,7 @@ class ContextPool:
         starts_per_clip: contexts of one clip, evenly spaced from its beginning to its end; fewer if it has no more.
         action_space: that of the actions of the clips.
         like: memories are kept as this one keeps them.
+        keep_positions: whether positions of their frames are kept too; for models with odometry.
 
     Raises:
         ValueError: if the clips are shorter than a context.
@@ -39,6 +40,7 @@ class ContextPool:
         starts_per_clip: int,
         action_space: gym.Space,
         like: StepMemory,
+        keep_positions: bool = False,
     ) -> None:
         self._model, self._clips, self._context_frames, self._action_space = model, clips, context_frames, action_space
         clips.context(0, context_frames)
@@ -48,6 +50,10 @@ class ContextPool:
         self._num_kept = 0
         self._memory: StepMemory | None = None
         self._like = like
+        self._positions: torch.Tensor | None = None  # by number, not by slot: they are small beside the memories
+        if keep_positions:
+            with torch.inference_mode(False):
+                self._positions = torch.empty(len(self), context_frames, 2, device=like.device)
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -64,6 +70,12 @@ class ContextPool:
         slots = torch.from_numpy(self._slots[numbers]).to(target.device, non_blocking=True)
         target.copy_rows(rows, self._memory, slots)
 
+    def positions(self, numbers: np.ndarray) -> torch.Tensor:
+        """Where the frames of the contexts `numbers` [n] were seen from, [n, T, 2]; only with `keep_positions`."""
+        assert self._positions is not None
+        self.read(numbers)
+        return self._positions[torch.from_numpy(numbers).to(self._positions.device, non_blocking=True)]
+
     def read(self, numbers: Iterable[int]) -> None:
         """Reads in those contexts that are not there yet."""
         missing = [number for number in np.unique(np.fromiter(numbers, np.int64)) if self._slots[number] < 0]
@@ -71,9 +83,13 @@ class ContextPool:
         for first in range(0, len(missing), _CONTEXTS_PER_PASS):
             part = missing[first : first + _CONTEXTS_PER_PASS]
             slots = np.arange(self._num_kept, self._num_kept + len(part))
-            state = read_contexts(self._model, [self.context(int(number)) for number in part], self._action_space)
+            contexts = [self.context(int(number)) for number in part]
+            state, positions = read_contexts(self._model, contexts, self._action_space)
             assert self._memory is not None
             self._memory.load(state, torch.from_numpy(slots))
+            if self._positions is not None:
+                assert positions is not None
+                self._positions[torch.tensor(part, device=self._positions.device)] = positions
             self._slots[part] = slots
             self._num_kept += len(part)
 
@@ -87,8 +103,15 @@ class ContextPool:
 
 
 @torch.no_grad()
-def read_contexts(model: WorldModel, contexts: list[Context], action_space: gym.Space) -> ModelState:
-    """The memories after contexts of equal length, one row each."""
+def read_contexts(
+    model: WorldModel, contexts: list[Context], action_space: gym.Space
+) -> tuple[ModelState, torch.Tensor | None]:
+    """The memories after contexts of equal length, one row each; and where their frames were seen from.
+
+    Returns:
+        The memories, and positions float32 [n, T, 2] seen from each first frame, None of models without odometry.
+    """
     frames = torch.from_numpy(np.stack([context.frames for context in contexts])).to(model.device)
     actions = to_model_actions(np.stack([context.actions for context in contexts]), action_space).to(model.device)
-    return model.prefill(model.initial_state(len(contexts)), frames, actions)
+    state, poses = model.prefill_and_locate(model.initial_state(len(contexts)), frames, actions)
+    return state, None if poses is None or not model.config.odometry else poses[..., :2]

@@ -17,6 +17,7 @@ from wm_gym.codec import model_to_frames
 from wm_gym.contexts import Clips, Context, load_clips
 from wm_gym.envs.context_pool import ContextPool, read_contexts
 from wm_gym.envs.refresh import RecentFrames
+from wm_gym.envs.seen_places import SeenPlaces, check_max_distance
 from wm_gym.step_graph import StepGraph, StepOutput
 from wm_gym.world_model import ModelState, WorldModel
 
@@ -39,6 +40,7 @@ class DreamSettings:
     refresh_steps: int = 0
     end_at_reward: bool = False
     reward_threshold: float | None = None
+    max_distance: float | None = None
 
     def check(self) -> None:
         """Raises ValueError for a number out of range or an unknown dtype."""
@@ -50,6 +52,7 @@ class DreamSettings:
             )
         if self.reward_threshold is not None and not 0 < self.reward_threshold < 1:
             raise ValueError(f"reward_threshold must be between 0 and 1, or None, got {self.reward_threshold!r}.")
+        check_max_distance(self.max_distance, self.refresh_steps)
         if self.state_dtype not in STATE_DTYPES:
             raise ValueError(f"state_dtype is one of {', '.join(STATE_DTYPES)}, got {self.state_dtype!r}.")
 
@@ -76,6 +79,7 @@ class DreamState:
     num_steps: np.ndarray  # int64 [B]
     needs_reset: np.ndarray  # bool [B]
     recent: tuple[torch.Tensor, torch.Tensor] | None  # of `RecentFrames`, where memories are refreshed
+    seen_places: torch.Tensor | None  # [B, T, 2], of `SeenPlaces`, where dreams must stay near them
 
 
 class Dreams:
@@ -87,7 +91,8 @@ class Dreams:
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: a damaged checkpoint, a device that is not there, a number below 1, or a model that needs poses.
+        ValueError: a damaged checkpoint, a device that is not there, a number out of range, a model that needs poses,
+            or one that does not tell them where max_distance needs them.
     """
 
     def __init__(self, num_rows: int, settings: DreamSettings) -> None:
@@ -104,6 +109,11 @@ class Dreams:
                 f"The checkpoint {settings.checkpoint} needs poses; an environment can only dream from actions. If the "
                 "poses are planar, `python -m training.odometry` adds what tells them from actions."
             )
+        if settings.max_distance is not None and not self.model.config.odometry:
+            raise ValueError(
+                f"max_distance {settings.max_distance} needs a model that tells where its dreams are; the checkpoint "
+                f"{settings.checkpoint} has no odometry. Leave max_distance out, or give a checkpoint with odometry."
+            )
         self._settings = settings
         self._graph = StepGraph(
             self.model, num_rows, int(settings.num_denoising_steps), STATE_DTYPES[settings.state_dtype]
@@ -116,6 +126,9 @@ class Dreams:
             )
         steps = int(settings.refresh_steps)
         self._recent = RecentFrames(self.model, num_rows, steps) if steps else None
+        self._seen_places: SeenPlaces | None = None
+        if settings.max_distance is not None:
+            self._seen_places = SeenPlaces(num_rows, settings.context_frames, settings.max_distance, device)
         self._started = False
         self._reward_logits: torch.Tensor | None = None
         self.frames = torch.zeros((num_rows, *self._frame_shape), dtype=torch.uint8, device=self.device)
@@ -175,12 +188,16 @@ class Dreams:
         index = self._to_device(np.array(rows))
         self._graph.set_noise(self._to_device(keys), rows=index)
         if drawn:
-            numbers = np.array(list(drawn.values()))
-            self._pool.copy(numbers, self._graph.memory, self._to_device(np.array(list(drawn))))
+            numbers, into = np.array(list(drawn.values())), self._to_device(np.array(list(drawn)))
+            self._pool.copy(numbers, self._graph.memory, into)
+            if self._seen_places is not None:
+                self._seen_places.put(into, self._pool.positions(numbers))
         for context, context_rows in given.values():
-            state = read_contexts(self.model, [context], self.action_space)
-            copies = torch.zeros(len(context_rows), dtype=torch.int64)
-            self._graph.load(state.index(copies), torch.tensor(context_rows))
+            state, positions = read_contexts(self.model, [context], self.action_space)
+            copies, into = torch.zeros(len(context_rows), dtype=torch.int64), torch.tensor(context_rows)
+            self._graph.load(state.index(copies), into)
+            if self._seen_places is not None and positions is not None:
+                self._seen_places.put(into.to(self.device), positions.expand(len(into), -1, -1))
         self.frames[index] = model_to_frames(self._graph.memory.frame[index])
         self.num_steps[rows] = 0
         self.needs_reset[rows] = False
@@ -200,11 +217,10 @@ class Dreams:
         output = self._graph.step(actions)
         self._reward_logits = output.reward_logits
         rewards = self._rewards(output)
-        flags = output.termination > TERMINATION_THRESHOLD
+        terminated = output.termination > TERMINATION_THRESHOLD
         if self._settings.end_at_reward:
-            flags = flags | (rewards != 0)
-        if outside is not None:
-            flags = torch.cat([flags, outside[None]])
+            terminated = terminated | (rewards != 0)
+        flags = torch.cat([terminated, *self._left(), *([] if outside is None else [outside[None]])])
         # The one place where the host waits for the device.
         flags = flags.cpu().numpy()
         terminated = flags[: self.num_rows]
@@ -212,13 +228,22 @@ class Dreams:
         self.num_steps += 1
         self._refresh(output.frame, actions)
         truncated = self.num_steps >= self._settings.horizon
+        if self._seen_places is not None:
+            truncated |= flags[self.num_rows : 2 * self.num_rows]
         self.needs_reset = terminated | truncated
-        if flags[self.num_rows :].any():
+        if outside is not None and flags[-1]:
             raise ValueError(
                 f"Expected {self.num_rows} action(s) from {self.action_space}, got some outside of it on the device; "
                 "the step was taken with the nearest ones."
             )
         return DreamStep(output.frame, rewards, terminated, truncated)
+
+    def _left(self) -> list[torch.Tensor]:
+        """Which dreams are too far from what their contexts saw, [B]; nothing where that does not matter."""
+        if self._seen_places is None:
+            return []
+        assert self._graph.memory.pose is not None
+        return [self._seen_places.left(self._graph.memory.pose)]
 
     def _rewards(self, output: StepOutput) -> torch.Tensor:
         threshold = self._settings.reward_threshold
@@ -246,6 +271,7 @@ class Dreams:
             self.num_steps.copy(),
             self.needs_reset.copy(),
             None if self._recent is None else self._recent.get_state(),
+            None if self._seen_places is None else self._seen_places.get_state(),
         )
 
     def set_state(self, state: DreamState) -> None:
@@ -259,8 +285,13 @@ class Dreams:
             raise ValueError(
                 f"The state is of dreams with refresh_steps {refresh_steps}, these have {self._settings.refresh_steps}."
             )
+        if (state.seen_places is None) != (self._seen_places is None):
+            given, own = ("none" if places is None else "one" for places in (state.seen_places, self._seen_places))
+            raise ValueError(f"The state is of dreams with {given} max_distance, these have {own}.")
         if self._recent is not None and state.recent is not None:
             self._recent.set_state(state.recent)
+        if self._seen_places is not None and state.seen_places is not None:
+            self._seen_places.set_state(state.seen_places)
         self._graph.load(state.model_state)
         self._graph.set_noise(state.noise_keys, state.noise_counters)
         self.frames = state.frames.to(self.device, copy=True)
@@ -284,6 +315,7 @@ class Dreams:
             settings.starts_per_clip,
             self.action_space,
             self._graph.memory,
+            keep_positions=settings.max_distance is not None,
         )
         if self.num_rows > 1 and self.device.type == "cuda":
             # A batch must never wait for a context; on a CPU reading all would keep a user waiting who needs a few.

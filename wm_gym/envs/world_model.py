@@ -61,6 +61,11 @@ class WorldModelEnv(gym.Env[np.ndarray, Any]):
             comes next, such as a new target that chance draws.
         reward_threshold: a reward other than 0 is given where the head takes one to be more probable than this; None:
             the most probable value.
+        max_distance: an episode is truncated as soon as the dream's own position is farther than this from every
+            position that a frame of its context was seen from, in the unit of the poses (cells in Memory Maze); None:
+            never. Beyond, the model has nothing to recall, and an agent that learns may find rewards that are none.
+            Truncated, not terminated: PPO takes the value of the last observation for what would have come. Only for
+            models with odometry, and without `refresh_steps`.
         render_mode: None, "rgb_array" (`render()` gives a copy of the observation) or "human" (a window; pygame).
 
     Raises:
@@ -83,6 +88,7 @@ class WorldModelEnv(gym.Env[np.ndarray, Any]):
         refresh_steps: int = 0,
         end_at_reward: bool = False,
         reward_threshold: float | None = None,
+        max_distance: float | None = None,
         render_mode: str | None = None,
     ) -> None:
         if render_mode is not None and render_mode not in RENDER_MODES:
@@ -99,6 +105,7 @@ class WorldModelEnv(gym.Env[np.ndarray, Any]):
             refresh_steps,
             end_at_reward,
             reward_threshold,
+            max_distance,
         )
         self._dreams = Dreams(1, settings)
         self.observation_space = self._dreams.observation_space

@@ -68,6 +68,7 @@ class WorldModelVectorEnv(VectorEnv[Any, Any, Any]):
         refresh_steps: int = 0,
         end_at_reward: bool = False,
         reward_threshold: float | None = None,
+        max_distance: float | None = None,
         output: Literal["numpy", "torch"] = "numpy",
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: Literal["rgb_array"] | None = None,
@@ -88,6 +89,7 @@ class WorldModelVectorEnv(VectorEnv[Any, Any, Any]):
             refresh_steps,
             end_at_reward,
             reward_threshold,
+            max_distance,
         )
         self._dreams = Dreams(num_envs, settings)
         self._output = output
