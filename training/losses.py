@@ -34,7 +34,9 @@ class LossConfig:
     clean_fraction: float = 0.4  # of the frames, with a level of U(0, clean_level)
     clean_level: float = 0.05
     pure_noise_fraction: float = 0.4  # of the frames, with level 1; the rest has U(0, 1)
-    prefix_probability: float = 0.5  # of a sequence to begin with a clean prefix, longer than half of it
+    prefix_probability: float = 0.5  # of a sequence to begin with a clean prefix
+    shortest_prefix: float = 0.5  # of the sequence's frames, which prefixes are longer than ...
+    longest_prefix: float = 1.0  # ... and at most this long; one frame remains at least
     noise_after_prefix: float = 0.0  # of these sequences: nothing but pure noise follows, to be told from memory alone
     revisit_probability: float = 0.0  # of a sequence to turn round and show its frames again; its prefix ends there
     own_generations: int = 0  # passes in which a stage's self_context continues prefixes; 0: own frames among real ones
@@ -53,6 +55,11 @@ class LossConfig:
                 "clean_fraction, pure_noise_fraction, their sum, prefix_probability, noise_after_prefix and "
                 f"revisit_probability must be in [0, 1], got {self.clean_fraction}, {self.pure_noise_fraction}, "
                 f"{self.prefix_probability}, {self.noise_after_prefix} and {self.revisit_probability}."
+            )
+        if not 0 <= self.shortest_prefix < self.longest_prefix <= 1:
+            raise ValueError(
+                "0 <= shortest_prefix < longest_prefix <= 1 must hold, got shortest_prefix "
+                f"{self.shortest_prefix} and longest_prefix {self.longest_prefix}."
             )
         if self.own_generations < 0:
             raise ValueError(f"own_generations must be at least 0, got {self.own_generations}.")
@@ -112,11 +119,12 @@ def reward_classes(rewards: Tensor, values: Tensor) -> Tensor:
 def sample_prefixes(
     batch: int, length: int, config: LossConfig, generator: torch.Generator, turns: Turns | None = None
 ) -> Tensor:
-    """Lengths of clean prefixes, int64 [batch], 0 for none: longer than half of the sequence, or up to its turn."""
+    """Lengths of clean prefixes, int64 [batch], 0 for none: between the shortest and the longest, or up to its turn."""
     device = generator.device
     has_prefix, position = torch.rand(2, batch, generator=generator, device=device)
-    shortest = length // 2 + 1
-    prefix = shortest + (position * max(length - shortest, 0)).long()  # in [shortest, length - 1]: a frame remains
+    shortest = int(config.shortest_prefix * length) + 1
+    longest = min(int(config.longest_prefix * length), length - 1)  # a frame remains
+    prefix = shortest + (position * max(longest + 1 - shortest, 0)).long()
     if turns is not None:
         prefix = torch.where(turns.first_revisit < length, turns.first_revisit, prefix)
     return torch.where((has_prefix < config.prefix_probability) & (shortest < length), prefix, 0)

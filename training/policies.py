@@ -16,7 +16,7 @@ from wm_gym.policy_loading import FunctionPolicy, make_function_policy
 
 __all__ = ["FunctionPolicy", "Navigator", "Policy", "RandomPolicy", "make_policy"]
 
-MIXTURE = (0.6, 0.3, 0.1)  # of "mixed": navigator, random, backtrack
+MIXTURE = (0.5, 0.25, 0.25)  # of "mixed": navigator, random, backtrack
 MIXTURE_STREAM = 5  # keeps this choice apart from the policies' own random numbers
 
 

@@ -207,6 +207,29 @@ def memory_maze_9x9_pose_continued() -> Recipe:
     )
 
 
+def memory_maze_9x9_pose_views() -> Recipe:
+    """Goes on from a checkpoint of `memory_maze_9x9_pose_continued` (``--init``): views from poses never taken.
+
+    Walks go on rather than turn round, and prefixes end near the middle, so that half of the frames are told from
+    memory alone, most of them seen from elsewhere than before. Tokens are told their line of sight.
+    """
+    recipe = memory_maze_9x9_pose_continued()
+    return dataclasses.replace(
+        recipe,
+        model=dataclasses.replace(recipe.model, ray_lines=True),
+        loss=dataclasses.replace(
+            recipe.loss,
+            prefix_probability=0.9,
+            shortest_prefix=0.3,
+            longest_prefix=0.7,
+            revisit_probability=0.15,
+            noise_after_prefix=0.9,
+        ),
+        stages=(Stage(length=400, batch_size=8, fraction=0.3), Stage(length=800, batch_size=4, fraction=0.7)),
+        learning_rate=9e-4,
+    )
+
+
 def memory_maze_9x9_comparison() -> Recipe:
     """What the rows of the comparison are trained by: `memory_maze_9x9_pose` with 16 tokens per frame in place of 64.
 
@@ -318,6 +341,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         memory_maze_9x9_continued,
         memory_maze_9x9_pose,
         memory_maze_9x9_pose_continued,
+        memory_maze_9x9_pose_views,
         memory_maze_9x9_comparison,
         tiny,
     )

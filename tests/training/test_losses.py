@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from training.dataset import Batch
-from training.losses import ClassWeights, LossConfig, Metrics, class_weights, sample_noise_levels, world_model_loss
+from training.losses import (
+    ClassWeights,
+    LossConfig,
+    Metrics,
+    class_weights,
+    sample_noise_levels,
+    sample_prefixes,
+    world_model_loss,
+)
 from wm_gym.nn.backbone import Output
 from wm_gym.world_model import WorldModel, WorldModelConfig
 
@@ -78,6 +86,12 @@ def test_levels_are_a_mixture_of_near_clean_pure_noise_and_uniform() -> None:
     assert abs(middle.mean() - 0.525) < 0.01
     assert levels.min() >= 0
     assert levels.max() <= 1
+
+
+def test_prefixes_end_where_they_are_told_to_and_leave_a_frame() -> None:
+    config = LossConfig(prefix_probability=1.0, shortest_prefix=0.3, longest_prefix=0.7)
+    assert sorted(sample_prefixes(2000, 11, config, seeded()).unique().tolist()) == [4, 5, 6, 7]
+    assert sample_prefixes(50, 2, config, seeded()).unique().tolist() == [1]
 
 
 def test_levels_of_two_frames_are_independent_outside_prefixes() -> None:
@@ -194,7 +208,15 @@ def test_self_context_never_changes_the_target() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"clean_fraction": 0.8}, {"prefix_probability": 1.5}, {"clean_level": 0.2}, {"min_frame_level": 1.0}]
+    "wrong",
+    [
+        {"clean_fraction": 0.8},
+        {"prefix_probability": 1.5},
+        {"clean_level": 0.2},
+        {"min_frame_level": 1.0},
+        {"shortest_prefix": 0.6, "longest_prefix": 0.6},
+        {"longest_prefix": 1.1},
+    ],
 )
 def test_impossible_noise_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must"):

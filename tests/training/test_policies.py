@@ -183,8 +183,8 @@ def test_navigator_explores_the_real_memory_maze() -> None:
 def test_mixed_plays_mostly_the_navigator_and_the_same_for_the_same_seed() -> None:
     names = [mixed_policy_name(seed) for seed in range(2000)]
     assert names == [mixed_policy_name(seed) for seed in range(2000)]
-    assert abs(names.count("navigator") / 2000 - 0.75) < 0.03
-    assert abs(names.count("random") / 2000 - 0.15) < 0.03
+    assert abs(names.count("navigator") / 2000 - 0.5) < 0.04
+    assert abs(names.count("random") / 2000 - 0.25) < 0.04
     lengths = {int(name.removeprefix("backtrack-")) for name in names if name.startswith("backtrack-")}
     assert min(lengths) >= 100
     assert max(lengths) < 500
