@@ -79,9 +79,9 @@ def make_odometry(arguments: OdometryArguments, argv: Sequence[str]) -> dict[str
     model = _model(arguments)
     torch.manual_seed(arguments.training.seed)
     odometry = Odometry(model.config).to(device)
-    if arguments.init is not None:
-        _take(odometry, arguments.init)
     metadata = dict(model.metadata)
+    if arguments.init is not None:
+        metadata |= _take(odometry, arguments.init)
     if arguments.data is not None:
         metadata["odometry"] = _train(odometry, model, arguments, device) | provenance("training.odometry", argv)
     tensors = {key: value for key, value in model.tensors.items() if not key.startswith(PREFIX)}
@@ -130,8 +130,10 @@ def _model(arguments: OdometryArguments) -> _Model:
     return _Model(config, {}, header.observation_space, space, {"env_id": header.env_id, "name": "odometry"})
 
 
-def _take(odometry: Odometry, source: str) -> None:
-    tensors = load_checkpoint(source).tensors
+def _take(odometry: Odometry, source: str) -> dict[str, Any]:
+    """Loads the weights and returns what the file says of how they were trained."""
+    checkpoint = load_checkpoint(source)
+    tensors = checkpoint.tensors
     weights = {key.removeprefix(PREFIX): value.float() for key, value in tensors.items() if key.startswith(PREFIX)}
     if not weights:
         raise ValueError(f"{source} has no odometry; train one with --data.")
@@ -139,6 +141,7 @@ def _take(odometry: Odometry, source: str) -> None:
         odometry.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"The odometry of {source} is for other frames or actions: {error}.") from error
+    return {key: value for key, value in checkpoint.metadata.items() if key == "odometry"}
 
 
 def _train(odometry: Odometry, model: _Model, arguments: OdometryArguments, device: torch.device) -> dict[str, Any]:

@@ -221,6 +221,7 @@ def test_odometry_alone_is_kept_in_a_file_and_added_later(store: Path, tmp_path:
     assert all(name.startswith("odometry.") for name in kept.tensors)
     source = save_tiny_checkpoint(tmp_path / "in.safetensors", tiny_model(**PLANAR))
     main(["--init", str(alone), "--checkpoint", str(source), "--out", str(out)])
+    assert load_checkpoint(out).metadata["odometry"]["training_seeds"] == [[0, 5]]
     added = load_checkpoint(out).tensors
     assert all(torch.equal(added[name], tensor) for name, tensor in kept.tensors.items())
     assert len(added) == len(kept.tensors) + len(load_checkpoint(source).tensors)
