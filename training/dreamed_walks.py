@@ -1,7 +1,9 @@
-"""Walks whose frames a model dreams, each for its true pose: what odometry sees in dreams."""
+"""Walks whose frames a model dreams, each for its true pose or one near it: what odometry sees in dreams."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from pathlib import Path
 
 import torch
@@ -11,9 +13,11 @@ from training.dataset import Batch
 from training.recall.imagine import Dreamer
 from training.rollouts import Rollouts, read_rollouts
 from training.store import open_store
+from wm_gym.array_typing import Poses
 from wm_gym.world_model import WorldModel
 
 ROWS = 64  # dreams at a time; bounds the memory
+OFF_CELLS, OFF_DEGREES = 0.25, 5.0  # scale of how far poses are off in dreams, which odometry must not mind
 
 
 class DreamedWalks:
@@ -57,7 +61,9 @@ class DreamedWalks:
 
 
 def dream_walks(model: WorldModel, data: Path, num_walks: int, num_context: int, num_frames: int) -> DreamedWalks:
-    """Dreams on from the beginnings of recorded walks, the poses given.
+    """Dreams on from the beginnings of recorded walks, the poses given, but all of a dream off by a little.
+
+    So a frame shows a wall from somewhat nearer or farther than where the walk was stopped by it.
 
     Args:
         model: conditioned on planar poses, frozen; on the device of the windows.
@@ -72,5 +78,18 @@ def dream_walks(model: WorldModel, data: Path, num_walks: int, num_context: int,
     if len(seeds) < num_walks:
         raise ValueError(f"{data} has {len(seeds)} walks, {num_walks} are to be dreamed.")
     walks = read_rollouts(data, "train", seeds[:num_walks], num_context + num_frames)
-    frames = Dreamer(model, min(ROWS, num_walks)).imagine(walks, num_context, "kept")
+    told = torch.cat([walks.pose[:, :num_context], slightly_off(walks.pose[:, num_context:])], dim=1)
+    dreamer = Dreamer(model, min(ROWS, num_walks))
+    frames = dreamer.imagine(dataclasses.replace(walks, pose=told), num_context, "kept")
     return DreamedWalks(walks, frames, model.device)
+
+
+def slightly_off(poses: Poses, seed: int = 0) -> Poses:
+    """Planar poses ``[M, T, 4]``, those of each walk off by the same, some hardly, others up to the scales above."""
+    generator = torch.Generator().manual_seed(seed)
+    scale = torch.rand(len(poses), 1, 1, generator=generator)
+    x, y, angle = (scale * torch.randn(len(poses), 1, 3, generator=generator)).split(1, dim=-1)
+    turn = angle * math.radians(OFF_DEGREES)
+    cos, sin = poses[..., 2:3], poses[..., 3:]
+    heading = torch.cat([cos * turn.cos() - sin * turn.sin(), sin * turn.cos() + cos * turn.sin()], dim=-1)
+    return torch.cat([poses[..., :2] + OFF_CELLS * torch.cat([x, y], dim=-1), heading], dim=-1)

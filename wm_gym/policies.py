@@ -1,5 +1,5 @@
-"""Policies that act in a real environment to record and to measure it: uniformly random, and two for Memory Maze,
-a navigator that sees all of a maze and an oracle that scores."""
+"""Policies that act in a real environment to record and to measure it: random actions, each for one step or for
+several, and two for Memory Maze, a navigator that sees all of a maze and an oracle that scores."""
 
 import copy
 import math
@@ -17,6 +17,9 @@ FORWARD, LEFT, RIGHT, FORWARD_LEFT, FORWARD_RIGHT = 1, 2, 3, 4, 5
 TURN_ANGLE = math.radians(50)  # beyond it, turn on the spot
 DRIFT_ANGLE = math.radians(9)  # half of what one turn action turns; below it, go straight
 
+KEPT_STEPS = 6  # of a sticky action, on average
+
+STICKY_STREAM = 6  # keeps when actions change apart from which they are
 POLICY_STREAM = 1  # keeps a policy's random numbers apart from those that its environment draws from the same seed
 
 
@@ -34,8 +37,8 @@ def make_policy(name: str, env: gym.Env[Any, Any], seed: int) -> Policy:
     """Makes a policy for `env`.
 
     Args:
-        name: "random" (uniform over the action space), or for Memory Maze "navigator" or "oracle", which read pose,
-            layout and targets from info.
+        name: "random" (uniform over the action space), "sticky" (likewise, but an action is kept for some steps), or
+            for Memory Maze "navigator" or "oracle", which read pose, layout and targets from info.
         seed: decides all of the policy's randomness.
 
     Raises:
@@ -43,11 +46,13 @@ def make_policy(name: str, env: gym.Env[Any, Any], seed: int) -> Policy:
     """
     if name == "random":
         return RandomPolicy(env.action_space, seed)
+    if name == "sticky":
+        return StickyPolicy(env.action_space, seed)
     if name in ("navigator", "oracle"):
         if not isinstance(env.action_space, spaces.Discrete) or env.action_space.n != 6:
             raise ValueError(f"The {name} acts in Memory Maze, with 6 discrete actions, not in {env.action_space}.")
         return Navigator(seed) if name == "navigator" else Oracle(seed)
-    raise ValueError(f"A policy is called 'random', 'navigator' or 'oracle', got {name!r}.")
+    raise ValueError(f"A policy is called 'random', 'sticky', 'navigator' or 'oracle', got {name!r}.")
 
 
 def policy_seed(seed: int) -> int:
@@ -77,6 +82,25 @@ class RandomPolicy:
 
     def __call__(self, obs: Any, info: dict[str, Any]) -> Any:
         return self._action_space.sample()
+
+
+class StickyPolicy(RandomPolicy):
+    """Random actions, each kept for `KEPT_STEPS` steps on average: gets about, and walks into walls, as agents do that
+    have yet to learn."""
+
+    def __init__(self, action_space: spaces.Space[Any], seed: int) -> None:
+        super().__init__(action_space, seed)
+        self._random = np.random.default_rng((seed, STICKY_STREAM))
+        self._action: Any = None
+
+    def reset(self, info: dict[str, Any]) -> None:
+        """Drops the action that was kept."""
+        self._action = None
+
+    def __call__(self, obs: Any, info: dict[str, Any]) -> Any:
+        if self._action is None or self._random.random() < 1 / KEPT_STEPS:
+            self._action = super().__call__(obs, info)
+        return self._action
 
 
 class Navigator:

@@ -15,7 +15,7 @@ import numpy as np
 
 from wm_gym.policies import Policy, make_policy
 
-NAMED = ("random", "navigator", "oracle")
+NAMED = ("random", "sticky", "navigator", "oracle")
 
 # An SB3 file does not name its algorithm, and several share a policy class, but each leaves attributes of its own: the
 # first entry whose attribute is there decides. DDPG is a TD3 to whoever only asks for actions.
@@ -36,7 +36,7 @@ def load_policy(spec: str, env: gym.Env[Any, Any], seed: int = 0) -> Policy:
     """The policy that `spec` names. Call `reset(info)` when an episode begins, then the policy with (obs, info).
 
     Args:
-        spec: "random", "navigator" or "oracle" (Memory Maze; they read the real environment's info),
+        spec: "random", "sticky", "navigator" or "oracle" (Memory Maze; they read the real environment's info),
             "PACKAGE.MODULE:FUNCTION", or the path of a Stable-Baselines3 model (PATH.zip, of any algorithm; extra sb3).
             The function is called as function(env, seed) and returns a callable (obs, info) -> action, which may have
             `reset(info)` as well.

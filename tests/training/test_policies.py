@@ -180,11 +180,27 @@ def test_navigator_explores_the_real_memory_maze() -> None:
     assert rewards >= 1
 
 
-def test_mixed_plays_mostly_the_navigator_and_the_same_for_the_same_seed() -> None:
+def test_sticky_actions_are_kept_for_some_steps_and_are_the_same_for_the_same_seed() -> None:
+    env = gym.make("CartPole-v1")
+    env.action_space = gym.spaces.Discrete(6)
+    taken = []
+    for _ in range(2):
+        policy = make_policy("sticky", env, 3)
+        policy.reset({})
+        taken.append([int(policy(None, {})) for _ in range(6000)])
+    assert taken[0] == taken[1]
+    changes = np.count_nonzero(np.diff(taken[0]))
+    assert 0.8 < changes / (6000 / 6 * 5 / 6) < 1.2  # one in six drawn actions is the same again
+    assert np.bincount(taken[0]).min() > 500
+    env.close()
+
+
+def test_mixed_plays_the_navigator_most_and_the_same_for_the_same_seed() -> None:
     names = [mixed_policy_name(seed) for seed in range(2000)]
     assert names == [mixed_policy_name(seed) for seed in range(2000)]
-    assert abs(names.count("navigator") / 2000 - 0.5) < 0.04
-    assert abs(names.count("random") / 2000 - 0.25) < 0.04
+    assert abs(names.count("navigator") / 2000 - 0.45) < 0.04
+    assert abs(names.count("random") / 2000 - 0.15) < 0.03
+    assert abs(names.count("sticky") / 2000 - 0.2) < 0.03
     lengths = {int(name.removeprefix("backtrack-")) for name in names if name.startswith("backtrack-")}
     assert min(lengths) >= 100
     assert max(lengths) < 500
