@@ -37,7 +37,7 @@ class OdometryTraining:
     learning_rate: float = 3e-3
     spoilt_fraction: float = 0.5  # of the windows, blurred and noisy as dreams are
     alone_fraction: float = 0.5  # of the windows: after a few frames each one is looked at alone, as dreamed ones are
-    dreamed_fraction: float = 0.25  # of the windows, if there are dreams: dreamed frames, looked at alone
+    dreamed_fraction: float = 0.3  # of the windows, if there are dreams: dreamed frames, looked at alone
     seed: int = 0
 
 
