@@ -16,7 +16,7 @@ from wm_gym.policy_loading import FunctionPolicy, make_function_policy
 
 __all__ = ["FunctionPolicy", "Navigator", "Policy", "RandomPolicy", "make_policy"]
 
-MIXTURE = (0.45, 0.15, 0.2, 0.2)  # of "mixed": navigator, random, sticky, backtrack
+MIXTURE = (0.4, 0.15, 0.25, 0.2)  # of "mixed": navigator, random, sticky, backtrack
 MIXTURE_STREAM = 5  # keeps this choice apart from the policies' own random numbers
 
 
