@@ -26,7 +26,8 @@ from training.distributed import Processes
 from training.ema import ExponentialMovingAverage
 from training.losses import class_weights
 from training.provenance import command_arguments, provenance
-from training.recipes import Recipe, Stage, make_recipe
+from training.recipes import Recipe, Stage
+from training.rows import make_recipe
 from training.run_state import RunState
 from training.trainer import make_optimizer, prepare_gpu, train_step
 from wm_gym.files import write_json

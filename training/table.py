@@ -20,7 +20,7 @@ from training.provenance import provenance, seed_ranges
 from training.recall.intervals import Bootstrap
 from training.recall.paper import LABELS, OURS, SOURCE, paper_figures
 from training.recall.pictures import write_row_plot
-from training.recipes import ROWS
+from training.rows import ROWS
 from wm_gym.files import write_json
 
 Record = dict[str, Any]

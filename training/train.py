@@ -28,8 +28,9 @@ from training.initialisation import set_memory_length
 from training.loader import BatchLoader, open_dataset
 from training.loss_weights import LearnedWeights
 from training.losses import ClassWeights, class_weights
-from training.recipes import RECIPES, ROWS, Recipe, Stage, make_recipe
+from training.recipes import RECIPES, Recipe, Stage
 from training.replay import Origin, SegmentReplay
+from training.rows import ROWS, make_recipe
 from training.run_log import RunLog
 from training.run_state import RunState, checkpoints, load_data_seeds, load_run_state, save_run_state
 from training.store import open_store
@@ -59,7 +60,7 @@ AGREEMENT_STEPS = 10
 @dataclass(frozen=True)
 class Arguments:
     """Trains a world model on a store of episodes. `--recipe NAME` chooses the defaults of the `--recipe.…` fields; for
-    a row of the comparison (training.recipes.ROWS) `--base NAME` is the recipe that it changes."""
+    a row of the comparison (training.rows.ROWS) `--base NAME` is the recipe that it changes."""
 
     data: Path  # store written by training.collect
     out: Path  # folder of the run; an existing run goes on

@@ -1,4 +1,4 @@
-"""Other networks behind the same world model: what ours is compared with. Real and trainable (`training.recipes`).
+"""Other networks behind the same world model: what ours is compared with. Real and trainable (`training.rows`).
 
 They share our embeddings, conditioning, feed-forward part and heads, and differ in how tokens see the past.
 """

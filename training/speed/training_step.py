@@ -14,7 +14,8 @@ from training.dataset import Batch
 from training.distributed import Processes
 from training.ema import ExponentialMovingAverage
 from training.losses import ClassWeights, LossConfig, world_model_loss
-from training.recipes import Recipe, Stage, make_recipe
+from training.recipes import Recipe, Stage
+from training.rows import make_recipe
 from training.run_state import RunState
 from training.speed.latency import FULL, OURS
 from training.speed.timing import Deadline, is_out_of_memory, latency, peak_memory

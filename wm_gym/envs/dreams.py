@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -16,45 +15,14 @@ from wm_gym.checkpoint import load_checkpoint, resolve_device
 from wm_gym.codec import model_to_frames
 from wm_gym.contexts import Clips, Context, load_clips
 from wm_gym.envs.context_pool import ContextPool, read_contexts
+from wm_gym.envs.dream_settings import STATE_DTYPES, DreamSettings, check_count
 from wm_gym.envs.refresh import RecentFrames
-from wm_gym.envs.seen_places import SeenPlaces, check_max_distance
+from wm_gym.envs.rewards import likely_rewards, rewards_above
+from wm_gym.envs.seen_places import SeenPlaces
 from wm_gym.step_graph import StepGraph, StepOutput
 from wm_gym.world_model import ModelState, WorldModel
 
-STATE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TERMINATION_THRESHOLD = 0.5
-
-
-@dataclass(frozen=True)
-class DreamSettings:
-    """Arguments that the two environments share; `WorldModelEnv` says what they mean."""
-
-    checkpoint: str | Path
-    contexts: str | Path
-    context_frames: int
-    starts_per_clip: int
-    device: str | torch.device
-    horizon: int
-    num_denoising_steps: int
-    state_dtype: str
-    refresh_steps: int = 0
-    end_at_reward: bool = False
-    reward_threshold: float | None = None
-    max_distance: float | None = None
-
-    def check(self) -> None:
-        """Raises ValueError for a number out of range or an unknown dtype."""
-        for name in ("context_frames", "starts_per_clip", "horizon", "num_denoising_steps"):
-            check_count(name, getattr(self, name))
-        if not isinstance(self.refresh_steps, (int, np.integer)) or self.refresh_steps < 0 or self.refresh_steps == 1:
-            raise ValueError(
-                f"refresh_steps must be 0 (never) or a whole number from 2 on, got {self.refresh_steps!r}."
-            )
-        if self.reward_threshold is not None and not 0 < self.reward_threshold < 1:
-            raise ValueError(f"reward_threshold must be between 0 and 1, or None, got {self.reward_threshold!r}.")
-        check_max_distance(self.max_distance, self.refresh_steps)
-        if self.state_dtype not in STATE_DTYPES:
-            raise ValueError(f"state_dtype is one of {', '.join(STATE_DTYPES)}, got {self.state_dtype!r}.")
 
 
 @dataclass(frozen=True)
@@ -334,26 +302,3 @@ class Dreams:
 
     def _to_device(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values).to(self.device, non_blocking=True)
-
-
-def rewards_above(threshold: float, logits: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """The likeliest reward other than 0 where any such is more probable than `threshold`, else 0; [B].
-
-    Args:
-        threshold: 0..1.
-        logits: [B, R], of the reward head.
-        values: [R], which they stand for.
-    """
-    likely, probability = likely_rewards(logits, values)
-    return likely * (probability > threshold)
-
-
-def likely_rewards(logits: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The likeliest reward other than 0, [B], and how probable any such is, [B]; arguments as of `rewards_above`."""
-    probabilities = logits.float().softmax(-1) * (values != 0)
-    return values[probabilities.argmax(-1)], probabilities.sum(-1)
-
-
-def check_count(name: str, value: object) -> None:
-    if not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} must be a whole number from 1 on, got {value!r}.")

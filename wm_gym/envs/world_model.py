@@ -14,7 +14,8 @@ import torch
 
 from wm_gym.contexts import make_context
 from wm_gym.envs.actions import check_actions
-from wm_gym.envs.dreams import Dreams, DreamSettings, DreamState
+from wm_gym.envs.dream_settings import DreamSettings
+from wm_gym.envs.dreams import Dreams, DreamState
 from wm_gym.envs.window import Window
 from wm_gym.world_model import WorldModel
 
