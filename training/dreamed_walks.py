@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from training.dataset import Batch
@@ -14,6 +15,7 @@ from training.recall.imagine import Dreamer
 from training.rollouts import Rollouts, read_rollouts
 from training.store import open_store
 from wm_gym.array_typing import Poses
+from wm_gym.poses import moved
 from wm_gym.world_model import WorldModel
 
 ROWS = 64  # dreams at a time; bounds the memory
@@ -88,8 +90,6 @@ def slightly_off(poses: Poses, seed: int = 0) -> Poses:
     """Planar poses ``[M, T, 4]``, those of each walk off by the same, some hardly, others up to the scales above."""
     generator = torch.Generator().manual_seed(seed)
     scale = torch.rand(len(poses), 1, 1, generator=generator)
-    x, y, angle = (scale * torch.randn(len(poses), 1, 3, generator=generator)).split(1, dim=-1)
-    turn = angle * math.radians(OFF_DEGREES)
-    cos, sin = poses[..., 2:3], poses[..., 3:]
-    heading = torch.cat([cos * turn.cos() - sin * turn.sin(), sin * turn.cos() + cos * turn.sin()], dim=-1)
-    return torch.cat([poses[..., :2] + OFF_CELLS * torch.cat([x, y], dim=-1), heading], dim=-1)
+    offset = scale * torch.randn(len(poses), 1, 3, generator=generator)
+    turns = F.pad(offset[..., 2:] * math.radians(OFF_DEGREES), (2, 0)).expand(-1, poses.shape[1], -1)
+    return torch.cat([poses[..., :2] + OFF_CELLS * offset[..., :2], moved(poses, turns)[..., 2:]], dim=-1)

@@ -169,6 +169,12 @@ def _dreams(model: _Model, arguments: OdometryArguments, device: torch.device) -
     assert arguments.data is not None
     if arguments.checkpoint is None:
         raise ValueError("--dreamed-walks needs the model that dreams them: give --checkpoint.")
+    if arguments.dreamed_walks < 0 or arguments.dream_context < 1 or arguments.dream_frames < arguments.training.length:
+        raise ValueError(
+            "dreamed_walks must be at least 0, dream_context at least 1 and dream_frames at least a window's "
+            f"{arguments.training.length}, got {arguments.dreamed_walks}, {arguments.dream_context} and "
+            f"{arguments.dream_frames}."
+        )
     config = dataclasses.replace(model.config, odometry=False)  # poses are given
     tensors = {key: value for key, value in model.tensors.items() if not key.startswith(PREFIX)}
     world = WorldModel.from_weights(config.to_dict(), tensors, device, arguments.checkpoint)

@@ -40,6 +40,13 @@ class OdometryTraining:
     dreamed_fraction: float = 0.3  # of the windows, if there are dreams: dreamed frames, looked at alone
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        fractions = self.spoilt_fraction, self.alone_fraction, self.dreamed_fraction
+        if not all(0 <= fraction <= 1 for fraction in fractions):
+            raise ValueError(
+                f"spoilt_fraction, alone_fraction and dreamed_fraction must be in [0, 1], got {fractions}."
+            )
+
 
 class WindowSource(Protocol):
     """An `EpisodeDataset`, or what gives windows as it does."""

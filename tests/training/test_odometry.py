@@ -136,6 +136,12 @@ def test_odometry_learns_to_move_and_to_stop_at_walls(alone: bool) -> None:
     assert off[:, 2].abs().median() < 0.1
 
 
+@pytest.mark.parametrize("wrong", [{"alone_fraction": 1.5}, {"dreamed_fraction": -0.1}, {"spoilt_fraction": 2.0}])
+def test_fractions_that_are_none_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\]"):
+        OdometryTraining(**cast(Any, wrong))
+
+
 def test_frames_looked_at_alone_are_those_after_the_first_few() -> None:
     beside = looked_at_beside(torch.tensor([False, True]), 7)
     assert beside.tolist() == [[True] * 7, [True] * 4 + [False] * 3]
@@ -242,6 +248,11 @@ def test_the_same_seed_trains_the_same_odometry(store: Path, tmp_path: Path) -> 
         (["--checkpoint", "VECTOR", "--data", "STORE"], "not conditioned on planar poses"),
         (["--init", "VECTOR", "--checkpoint", "PLANAR"], "has no odometry"),
         (["--data", "STORE", "--dreamed-walks", "2"], "needs the model that dreams them"),
+        (["--data", "STORE", "--checkpoint", "PLANAR", "--dreamed-walks", "-2"], "must be at least 0, .* got -2,"),
+        (
+            ["--data", "STORE", "--checkpoint", "PLANAR", "--dreamed-walks", "2", "--dream-frames", "8"],
+            "at least a window's 9, got 2, 400 and 8",
+        ),
         (["--data", "STORE", "--checkpoint", "PLANAR", "--dreamed-walks", "9"], "has 6 walks, 9 are to be dreamed"),
         (["--data", "STORE", "--evaluate", "E", "--evaluation-steps", "60"], "a drift of 60 steps needs 61"),
     ],
