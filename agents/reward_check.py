@@ -39,7 +39,7 @@ from wm_gym.files import write_json
 from wm_gym.film import write_video
 from wm_gym.provenance import command_arguments, provenance
 
-READ_INFO = ("navigator", "oracle")
+READ_INFO = ("navigator", "restless", "oracle")
 PART_PSNR = 22.0  # dB; the film's line between like and unlike, as in wm-gym compare
 FILM_FPS = 15
 CPU_BATCH, GPU_BATCH = 8, 64

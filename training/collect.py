@@ -48,8 +48,8 @@ class CollectConfig:
     frames: int
     """Stops when the episodes of seeds seed, seed + 1, ... have this many frames together."""
     policy: str = "navigator"
-    """navigator, random, backtrack-N, mixed, or PACKAGE.MODULE:FUNCTION, called as function(env, seed): see
-    training/policies.py."""
+    """navigator, restless, random, sticky, backtrack-N, mixed, or PACKAGE.MODULE:FUNCTION, called as
+    function(env, seed): see training/policies.py."""
     recording: Annotated[RecordingOptions, tyro.conf.arg(name="")] = field(default_factory=RecordingOptions)
     """Which image is recorded, and of which size."""
     workers: int = 1

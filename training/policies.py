@@ -16,7 +16,7 @@ from wm_gym.policy_loading import FunctionPolicy, make_function_policy
 
 __all__ = ["FunctionPolicy", "Navigator", "Policy", "RandomPolicy", "make_policy"]
 
-MIXTURE = (0.4, 0.15, 0.25, 0.2)  # of "mixed": navigator, random, sticky, backtrack
+MIXTURE = (0.1, 0.4, 0.1, 0.25, 0.15)  # of "mixed": navigator, restless, random, sticky, backtrack
 MIXTURE_STREAM = 5  # keeps this choice apart from the policies' own random numbers
 
 
@@ -24,11 +24,12 @@ def make_policy(name: str, env: gym.Env[Any, Any], seed: int) -> Policy:
     """Makes a policy for one episode of `env`.
 
     Args:
-        name: "random", "sticky", "navigator", "backtrack-N" (Memory Maze; walks for N steps and then back the way it
-            came), "mixed" (Memory Maze; a navigator in many episodes, in the others random actions, sticky ones or a
-            way back), or "PACKAGE.MODULE:FUNCTION". The function is called as function(env, seed) before
-            each episode and returns a `Policy`, or a callable (obs, info) -> action. It sees the environment's own
-            observations, whatever of them is recorded, and takes all its randomness from the seed.
+        name: "random", "sticky", "navigator", "restless" (Memory Maze; a navigator that random actions interrupt),
+            "backtrack-N" (Memory Maze; walks for N steps and then back the way it came), "mixed" (Memory Maze; a
+            restless navigator in many episodes, in the others one of these), or "PACKAGE.MODULE:FUNCTION". The
+            function is called as function(env, seed) before each episode and returns a `Policy`, or a callable
+            (obs, info) -> action. It sees the environment's own observations, whatever of them is recorded, and takes
+            all its randomness from the seed.
         env: what the policy acts in; it may read the spaces, and must not step it.
         seed: decides all of the policy's randomness.
 
@@ -45,14 +46,14 @@ def make_policy(name: str, env: gym.Env[Any, Any], seed: int) -> Policy:
     try:
         return make_named_policy(name, env, seed)
     except ValueError as error:
-        if name in ("random", "sticky", "navigator"):
+        if name in ("random", "sticky", "navigator", "restless"):
             raise
-        known = "'random', 'sticky', 'navigator', 'backtrack-N', 'mixed' or PACKAGE.MODULE:FUNCTION"
+        known = "'random', 'sticky', 'navigator', 'restless', 'backtrack-N', 'mixed' or PACKAGE.MODULE:FUNCTION"
         raise ValueError(f"A policy is {known}, got {name!r}.") from error
 
 
 def mixed_policy_name(seed: int) -> str:
     """What "mixed" plays in an episode. Agents that learn in a dream begin with random actions: it must know them."""
     rng = np.random.default_rng((seed, MIXTURE_STREAM))
-    names = ("navigator", "random", "sticky", f"backtrack-{rng.integers(100, 500)}")
+    names = ("navigator", "restless", "random", "sticky", f"backtrack-{rng.integers(100, 500)}")
     return str(rng.choice(names, p=MIXTURE))

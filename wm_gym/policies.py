@@ -1,5 +1,6 @@
 """Policies that act in a real environment to record and to measure it: random actions, each for one step or for
-several, and two for Memory Maze, a navigator that sees all of a maze and an oracle that scores."""
+several, and three for Memory Maze, a navigator that sees all of a maze, one that keeps walking into its walls, and an
+oracle that scores."""
 
 import copy
 import math
@@ -38,7 +39,7 @@ def make_policy(name: str, env: gym.Env[Any, Any], seed: int) -> Policy:
 
     Args:
         name: "random" (uniform over the action space), "sticky" (likewise, but an action is kept for some steps), or
-            for Memory Maze "navigator" or "oracle", which read pose, layout and targets from info.
+            for Memory Maze "navigator", "restless" or "oracle", which read pose, layout and targets from info.
         seed: decides all of the policy's randomness.
 
     Raises:
@@ -48,11 +49,11 @@ def make_policy(name: str, env: gym.Env[Any, Any], seed: int) -> Policy:
         return RandomPolicy(env.action_space, seed)
     if name == "sticky":
         return StickyPolicy(env.action_space, seed)
-    if name in ("navigator", "oracle"):
+    if name in WALKERS:
         if not isinstance(env.action_space, spaces.Discrete) or env.action_space.n != 6:
             raise ValueError(f"The {name} acts in Memory Maze, with 6 discrete actions, not in {env.action_space}.")
-        return Navigator(seed) if name == "navigator" else Oracle(seed)
-    raise ValueError(f"A policy is called 'random', 'sticky', 'navigator' or 'oracle', got {name!r}.")
+        return WALKERS[name](seed)
+    raise ValueError(f"A policy is called 'random', 'sticky', 'navigator', 'restless' or 'oracle', got {name!r}.")
 
 
 def policy_seed(seed: int) -> int:
@@ -239,6 +240,26 @@ class Navigator:
         return True
 
 
+class RestlessNavigator(Navigator):
+    """A navigator that sticky random actions interrupt half of the time, whatever stands before it.
+
+    Where walkers never meet walls, a step forward is itself a sign that the way is free, and a model of their walks
+    opens walls to whoever walks on. Here the way an agent acts says less of what is there.
+    """
+
+    target_probability = 0.5
+    current_target_probability = 0.85
+    return_probability = 0.15
+    burst_probability = 1 / 12
+    burst_length = 2  # random actions, each kept as long as sticky ones
+
+    def _start_burst(self) -> None:
+        for _ in range(self.burst_length):
+            action = int(self._rng.integers(6))
+            self._burst += [action] * int(self._rng.geometric(1 / KEPT_STEPS))
+        self._recent.clear()
+
+
 class Oracle(Navigator):
     """Walks the shortest path to the current target, which info tells it: the ceiling for agents that must remember.
 
@@ -265,6 +286,9 @@ class Oracle(Navigator):
         """The cells of a shortest path to the current target; never empty."""
         goal_x, goal_y = info["targets"][self._target]
         return _path_to(self._cell((float(goal_x), float(goal_y))), start, self._search(start))
+
+
+WALKERS: dict[str, type[Navigator]] = {"navigator": Navigator, "restless": RestlessNavigator, "oracle": Oracle}
 
 
 def _path_to(goal: Cell, start: Cell, parents: dict[Cell, Cell]) -> list[Cell]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from wm_gym.policies import Policy, make_policy
 
-NAMED = ("random", "sticky", "navigator", "oracle")
+NAMED = ("random", "sticky", "navigator", "restless", "oracle")
 
 # An SB3 file does not name its algorithm, and several share a policy class, but each leaves attributes of its own: the
 # first entry whose attribute is there decides. DDPG is a TD3 to whoever only asks for actions.
@@ -36,10 +36,10 @@ def load_policy(spec: str, env: gym.Env[Any, Any], seed: int = 0) -> Policy:
     """The policy that `spec` names. Call `reset(info)` when an episode begins, then the policy with (obs, info).
 
     Args:
-        spec: "random", "sticky", "navigator" or "oracle" (Memory Maze; they read the real environment's info),
-            "PACKAGE.MODULE:FUNCTION", or the path of a Stable-Baselines3 model (PATH.zip, of any algorithm; extra sb3).
-            The function is called as function(env, seed) and returns a callable (obs, info) -> action, which may have
-            `reset(info)` as well.
+        spec: "random", "sticky", "navigator", "restless" or "oracle" (Memory Maze; the last three read the real
+            environment's info), "PACKAGE.MODULE:FUNCTION", or the path of a Stable-Baselines3 model (PATH.zip, of any
+            algorithm; extra sb3). The function is called as function(env, seed) and returns a callable
+            (obs, info) -> action, which may have `reset(info)` as well.
             Loading an SB3 model runs code that the file holds: load only those that you trust.
         env: what the policy acts in; only its spaces are looked at here.
         seed: decides the randomness of named policies and is passed to functions. SB3 models act without any.

@@ -195,11 +195,33 @@ def test_sticky_actions_are_kept_for_some_steps_and_are_the_same_for_the_same_se
     env.close()
 
 
-def test_mixed_plays_the_navigator_most_and_the_same_for_the_same_seed() -> None:
+def test_restless_navigator_walks_into_walls_where_the_navigator_hardly_does_and_still_touches_targets() -> None:
+    blocked, rewards = {}, {}
+    for name in ("navigator", "restless"):
+        env = ToyMaze(NINE)
+        policy = make_policy(name, env, 4)
+        obs, info = env.reset()
+        policy.reset(info)
+        forward = stopped = rewards[name] = 0
+        for _ in range(2000):
+            before, action = info["pose"][:2], policy(obs, info)
+            obs, reward, *_, info = env.step(action)
+            rewards[name] += reward
+            if action in (1, 4, 5):
+                forward += 1
+                stopped += math.dist(before, info["pose"][:2]) < 0.025
+        blocked[name] = stopped / forward
+    assert blocked["navigator"] < 0.05
+    assert blocked["restless"] > 3 * blocked["navigator"]
+    assert rewards["restless"] >= 3
+
+
+def test_mixed_plays_the_restless_navigator_most_and_the_same_for_the_same_seed() -> None:
     names = [mixed_policy_name(seed) for seed in range(2000)]
     assert names == [mixed_policy_name(seed) for seed in range(2000)]
-    assert abs(names.count("navigator") / 2000 - 0.4) < 0.04
-    assert abs(names.count("random") / 2000 - 0.15) < 0.03
+    assert abs(names.count("restless") / 2000 - 0.4) < 0.04
+    assert abs(names.count("navigator") / 2000 - 0.1) < 0.03
+    assert abs(names.count("random") / 2000 - 0.1) < 0.03
     assert abs(names.count("sticky") / 2000 - 0.25) < 0.03
     lengths = {int(name.removeprefix("backtrack-")) for name in names if name.startswith("backtrack-")}
     assert min(lengths) >= 100
