@@ -229,6 +229,18 @@ def memory_maze_9x9_pose_views() -> Recipe:
     )
 
 
+def memory_maze_9x9_pose_only() -> Recipe:
+    """Goes on from a checkpoint of `memory_maze_9x9_pose_views` (``--init``): frames are told no actions.
+
+    A model that is told both follows the actions, and takes a way for free because somebody walks on. Told the pose
+    alone, it has to look up what is there.
+    """
+    recipe = memory_maze_9x9_pose_views()
+    return dataclasses.replace(
+        recipe, model=dataclasses.replace(recipe.model, hide_actions=True), learning_rate=7e-4, warmup_steps=200
+    )
+
+
 def memory_maze_9x9_comparison() -> Recipe:
     """What the rows of the comparison are trained by: `memory_maze_9x9_pose` with 16 tokens per frame in place of 64.
 
@@ -272,6 +284,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         memory_maze_9x9_pose,
         memory_maze_9x9_pose_continued,
         memory_maze_9x9_pose_views,
+        memory_maze_9x9_pose_only,
         memory_maze_9x9_comparison,
         tiny,
     )

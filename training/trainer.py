@@ -61,14 +61,14 @@ def model_config(recipe: Recipe, dataset: EpisodeDataset) -> WorldModelConfig:
 def load_initial_weights(model: WorldModel, name_or_path: str) -> None:
     """Copies the weights of a wm_gym checkpoint. Raises ValueError if it was made with another configuration.
 
-    How often it takes in its own frames may differ, for no weight depends on that. Lines of sight (`ray_lines`) that it
-    was not told begin as 0, so that the model starts as the checkpoint was.
+    How often it takes in its own frames may differ, and whether it is told actions: no weight depends on that. Lines of
+    sight (`ray_lines`) that it was not told begin as 0, so that the model starts as the checkpoint was.
     A checkpoint's odometry is left out where the model has none: `training.odometry` adds it when all else is trained.
     """
     checkpoint = load_checkpoint(name_or_path)
     wanted = model.config.to_dict()
     given = type(model.config).from_dict(checkpoint.config).to_dict()
-    given["feedback_interval"] = wanted["feedback_interval"]
+    given |= {key: wanted[key] for key in ("feedback_interval", "hide_actions")}
     tensors = checkpoint.tensors
     if not model.config.odometry:
         given["odometry"] = False

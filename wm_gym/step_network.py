@@ -70,6 +70,8 @@ class StepNetwork:
             has_action: ``[B, F]``, False where there is none.
             poses: F times ``[B, P]``, or nothing.
         """
+        if self.config.hide_actions:
+            has_action = torch.zeros_like(has_action)
         return self._condition(actions, has_action, poses)
 
     def embed_levels(self, levels: tuple[float, ...]) -> Tensor:

@@ -64,6 +64,25 @@ def test_a_pose_changes_what_is_seen() -> None:
     assert change[:, 1].abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("hide_actions", [True, False])
+def test_actions_say_nothing_if_they_are_hidden_in_one_pass_and_in_steps(hide_actions: bool) -> None:
+    model = tiny_model(pose_kind="planar", pose_size=4, hide_actions=hide_actions)
+    frames, levels = torch.randn(1, 3, 3, 16, 16), torch.tensor([[0.0, 0.0, 1.0]])
+    poses = torch.cat([_pose(0, 0, 0), _pose(0.2, 0, 0), _pose(0.4, 0, 0)], 1)
+    seen = torch.randint(0, 256, (1, 2, 16, 16, 3), dtype=torch.uint8)
+    told, stepped = [], []
+    for action in (0, 2):
+        actions = torch.full((1, 2), action)
+        with torch.no_grad():
+            told.append(model(frames, levels, actions, poses).frame[:, 1:])
+        state = model.prefill(model.initial_state(1), seen, actions[:, :1], poses[:, :2])
+        prediction, state = model.step(state, actions[:, 1], torch.Generator().manual_seed(0), pose=poses[:, 2])
+        later, _ = model.step(state, actions[:, 1], torch.Generator().manual_seed(1), pose=poses[:, 2])
+        stepped.append(torch.cat([prediction.frame, later.frame]))
+    assert torch.equal(told[0], told[1]) == hide_actions
+    assert torch.equal(stepped[0], stepped[1]) == hide_actions
+
+
 @pytest.mark.parametrize("hide_noise", [True, False])
 def test_pure_noise_says_nothing_if_it_is_hidden(hide_noise: bool) -> None:
     model = tiny_model(hide_noise=hide_noise)
@@ -82,6 +101,7 @@ def test_pure_noise_says_nothing_if_it_is_hidden(hide_noise: bool) -> None:
         ({"odometry": True, "pose_size": 4}, "need pose_kind 'planar'"),
         ({"pose_kind": "spatial"}, "expected 'vector' or 'planar'"),
         ({"ray_lines": True}, "needs pose_kind 'planar'"),
+        ({"hide_actions": True}, "hide_actions needs poses"),
         ({"num_scan_groups": 3}, "does not divide"),
     ],
 )

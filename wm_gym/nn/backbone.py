@@ -54,6 +54,7 @@ class ConditionEmbedding(nn.Module):
         super().__init__()
         width = config.condition_width
         self.width = width
+        self.hide_actions = config.hide_actions
         self.noise = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.no_action = nn.Parameter(torch.randn(width) * 0.02)
         if config.action_kind == "discrete":
@@ -71,6 +72,8 @@ class ConditionEmbedding(nn.Module):
         self, noise_level: NoiseLevels, actions: Actions, has_action: FrameMask, pose: Poses | None
     ) -> Condition:
         """Embed; ``actions[:, t]`` led to frame t and is ignored where ``has_action`` is False."""
+        if self.hide_actions:
+            has_action = torch.zeros_like(has_action)
         action = torch.where(has_action[..., None], self.action(actions), self.no_action)
         condition = self.noise(fourier_features(noise_level, self.width)) + action
         if self.pose is not None and pose is not None:

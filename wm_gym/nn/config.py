@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 # What checkpoints of earlier versions lack; the defaults are what those versions did.
-_NEWER_FIELDS = {"num_scan_groups", "pose_kind", "ray_lines", "hide_noise", "feedback_interval", "odometry"}
+_NEWER_FIELDS = {
+    "num_scan_groups",
+    "pose_kind",
+    "ray_lines",
+    "hide_noise",
+    "hide_actions",
+    "feedback_interval",
+    "odometry",
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,8 @@ class WorldModelConfig:
             every other pose on it: its distance from the first pose, and how far along it they stand.
         hide_noise: whether a frame at noise level l enters the network times 1 - l, so that pure noise is a question
             and nothing else.
+        hide_actions: whether frames are told their pose and not the action that led to them. The pose says all that the
+            action does, but for one thing: that whoever walks on finds no wall, which is then taken for granted.
         feedback_interval: every how many frames one that was dreamed enters memory; the others enter as pure noise, so
             that nothing of them is kept and no error is built upon. 1: all enter; 0: none. Real frames always do.
         odometry: whether the model predicts the pose of the next frame from its action where none is given.
@@ -60,6 +70,7 @@ class WorldModelConfig:
     pose_kind: Literal["vector", "planar"] = "vector"
     ray_lines: bool = False
     hide_noise: bool = False
+    hide_actions: bool = False
     feedback_interval: int = 1
     odometry: bool = False
     reward_values: tuple[float, ...] = (0.0, 1.0)
@@ -93,6 +104,10 @@ class WorldModelConfig:
             )
         if self.ray_lines and self.pose_kind != "planar":
             raise ValueError(f"ray_lines needs pose_kind 'planar', got {self.pose_kind!r}.")
+        if self.hide_actions and not self.pose_size:
+            raise ValueError(
+                "hide_actions needs poses (pose_size): nothing else would tell where a frame is seen from."
+            )
         if self.feedback_interval < 0 or (self.feedback_interval != 1 and not self.hide_noise):
             raise ValueError(
                 "feedback_interval must be at least 0, and needs hide_noise unless it is 1, got "
