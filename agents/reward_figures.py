@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.pose_figures import pose_figures
+from agents.pose_figures import agreed_after, pose_figures
 from agents.results import Result, gap, interval95, proportion95
 from wm_gym.comparison.metrics import RewardAgreement, match_rewards, psnr
 from wm_gym.comparison.record import Record
@@ -78,6 +78,7 @@ def reward_figures(results: Sequence[Result], tolerance: int) -> dict[str, Any]:
         "longest_real_run": max(map(_longest_run, real)),
         "by_range": _by_range(results, matches),
         "by_threshold": _by_threshold(results, tolerance),
+        **_together(results, matches),
         **pose_figures([result["where"] for result in results if "where" in result]),
     }
 
@@ -118,6 +119,25 @@ def _first(matches: Sequence[RewardAgreement]) -> dict[str, Any]:
         "first_precision": sum(backed) / len(backed) if backed else None,
         "first_precision_interval95": proportion95(backed, [1] * len(backed)),
     }
+
+
+def _together(results: Sequence[Result], matches: Sequence[RewardAgreement]) -> dict[str, Any]:
+    """Dreamed rewards that come where the dream still stands where the real agent does; {} unless that is known."""
+    known = [
+        (one["where"], match) for one, match in zip(results, matches, strict=True) if "agreed" in one.get("where", {})
+    ]
+    if not known:
+        return {}
+    # Steps of a match count from 0; what comes with step i comes after i + 1 steps.
+    hits = [sum(agreed_after(where, dreamed + 1) for _, dreamed in match.hits) for where, match in known]
+    alarms = [sum(agreed_after(where, step + 1) for step in match.false_alarms) for where, match in known]
+    dreamed = [hit + alarm for hit, alarm in zip(hits, alarms, strict=True)]
+    together = {
+        "dreamed_rewards": sum(dreamed),
+        "precision": sum(hits) / sum(dreamed) if sum(dreamed) else None,
+        "precision_interval95": proportion95(hits, dreamed),
+    }
+    return {"rewards_together": together}
 
 
 def _acted(results: Sequence[Result]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ pytest.importorskip("stable_baselines3")
 from agents.dream_rows import Dreamed, DreamRows, Episode
 from agents.environments import EnvSpec
 from agents.policies import policy_maker
-from agents.pose_figures import forward_actions, pose_figures, pose_lines, pose_result
+from agents.pose_figures import COUNTS, agreed_after, forward_actions, pose_figures, pose_lines, pose_result
 from agents.real_episodes import Replayed, real_episodes
 from agents.reward_check import RewardCheckConfig, check_rewards, describe
 from tests.tiny import save_tiny_checkpoint, save_tiny_clips, tiny_model_with_odometry
@@ -69,7 +69,54 @@ def test_a_dream_that_walks_on_through_a_wall_is_off_by_its_way_from_there() -> 
     assert [step for step, *_ in result["drift"]] == [0, 1, 10]
     assert [cells for _, cells, _ in result["drift"]] == pytest.approx([0, 0, 6 * 0.249], abs=1e-3)
     assert [degrees for *_, degrees in result["drift"]] == pytest.approx([0, 0, 0], abs=1e-3)
-    assert result["walls"] == {"free_speed": 0.25, "forward_steps": 10, "blocked": 6, "moved_on": 6}
+    walls = result["walls"]
+    assert (walls["free_speed"], walls["forward_steps"], walls["blocked"], walls["moved_on"]) == (0.25, 10, 6, 6)
+
+
+def test_only_steps_from_where_both_stand_say_what_walls_do() -> None:
+    result = result_of([0.25] * 4 + [0.001] * 6, [0.25] * 10)
+    walls = result["walls"]
+    # The dream is 0.249 cells ahead after its first step through the wall, and twice that after the next.
+    assert (walls["blocked_together"], walls["moved_on_together"]) == (2, 2)
+    assert (walls["presses"], walls["opened"]) == (1, 1)
+    assert result["agreed"] == [[0, 6]] and result["parted"] == 6
+    assert agreed_after(result, 5) and not agreed_after(result, 6)
+    # It is stopped where the way is free: five free steps, of which one is taken from where reality is then.
+    stopped = result_of([0.2] * 6, [0.2, 0.0, 0.0, 0.0, 0.0, 0.0])["walls"]
+    assert (stopped["free_together"], stopped["stopped_together"], stopped["presses"]) == (3, 2, 0)
+
+
+def test_a_dream_a_step_short_of_a_wall_is_not_said_to_open_it() -> None:
+    walls = result_of([0.25] * 4 + [0.001] * 6, [0.25] * 3 + [0.05] + [0.2] + [0.0] * 5)["walls"]
+    assert (walls["blocked_together"], walls["moved_on_together"]) == (6, 1)
+    assert (walls["presses"], walls["opened"]) == (1, 0)
+    short = result_of([0.25] * 4 + [0.001] * 3 + [0.25], [0.25] * 8)["walls"]
+    assert short["presses"] == 0, "three blocked steps do not tell a wall from a lag"
+
+
+def test_a_dream_that_faces_another_way_does_not_agree() -> None:
+    replayed, dreamed = episode([0.001] * 5, [0.0] * 5)
+    assert dreamed.poses is not None
+    turned = dreamed.poses.copy()
+    angle = math.radians(20)
+    turned[3:, 2:] = math.cos(angle), math.sin(angle)
+    result = pose_result(replayed, Dreamed(dreamed.actions, dreamed.episode, dreamed.likely, turned), (WALK,))
+    assert result is not None and result["agreed"] == [[0, 3]]
+    assert result["walls"]["blocked"] == 5 and result["walls"]["blocked_together"] == 3
+
+
+def test_the_step_of_parting_is_a_median_over_all_dreams_and_unknown_of_older_results() -> None:
+    through = result_of([0.25] * 4 + [0.001] * 6, [0.25] * 10)
+    stays = result_of([0.25] * 4 + [0.001] * 6, [0.25] * 4 + [0.0] * 6)
+    assert stays["parted"] is None and stays["agreed"] == [[0, 11]]
+    parted = pose_figures([through, through, stays])["parted"]
+    assert (parted["episodes"], parted["median"], parted["never"], parted["never_share"]) == (3, 6, 1, 1 / 3)
+    assert pose_figures([through, stays, stays])["parted"]["median"] is None
+    assert "never" in pose_lines(pose_figures([through, stays, stays]))[1]
+    older = {"drift": through["drift"], "walls": {name: through["walls"][name] for name in ("free_speed", *COUNTS)}}
+    assert pose_figures([older])["parted"] is None
+    both = pose_figures([older, through])["walls"]
+    assert both["moved_on"] == 12 and both["moved_on_together"] == 2 and both["moved_on_together_share"] == 1
 
 
 def test_a_dream_that_stops_at_the_wall_moves_on_in_none_of_the_blocked_steps() -> None:
@@ -80,7 +127,7 @@ def test_a_dream_that_stops_at_the_wall_moves_on_in_none_of_the_blocked_steps() 
 def test_first_steps_from_rest_and_steps_that_ask_for_no_motion_are_not_blocked() -> None:
     actions = [TURN, TURN, WALK, WALK, TURN]
     walls = result_of([0.0, 0.0, 0.1, 0.2, 0.0], [0.2, 0.2, 0.2, 0.2, 0.2], actions)["walls"]
-    assert walls == {"free_speed": 0.25, "forward_steps": 2, "blocked": 0, "moved_on": 0}
+    assert (walls["free_speed"], walls["forward_steps"], walls["blocked"], walls["moved_on"]) == (0.25, 2, 0, 0)
     none = result_of([0.0] * 3, [0.2] * 3, [TURN] * 3)["walls"]
     assert (none["forward_steps"], none["blocked"]) == (0, 0)
     assert result_of([0.1], [0.1], forward=())["walls"] is None
@@ -111,8 +158,13 @@ def test_figures_are_medians_over_the_episodes_that_got_so_far_and_shares_of_all
     assert walls["blocked_share"] == 14 / 22 and walls["moved_on_share"] == 6 / 14
     low, high = walls["moved_on_share_interval95"]
     assert low < 6 / 14 < high
-    drift, of_walls = pose_lines(figures)
+    # Of the press that goes through, two steps; of each of the two that stop, all four.
+    assert (walls["blocked_together"], walls["moved_on_together"]) == (10, 2)
+    assert (walls["presses"], walls["opened"], walls["opened_share"]) == (3, 1, 1 / 3)
+    drift, parting, of_walls, together = pose_lines(figures)
     assert "10: 1.49 cells 0.0" in drift and "64% of the forward steps" in of_walls and "43%" in of_walls
+    assert "67% never" in parting and "of 10 blocked steps" in together and "moves on in 20%" in together
+    assert "of 3 presses against a wall it goes through in 33%" in together
     free = pose_figures([result_of([0.25], [0.25])])["walls"]
     assert free["blocked_share"] == 0 and free["moved_on_share"] is None
 
@@ -187,6 +239,7 @@ def test_the_report_tells_of_poses_and_walls_and_goes_on_only_with_the_same_forw
     # On a board of four cells ten steps straight on end at the edge; its steps are one cell.
     assert figures["walls"]["forward_steps"] == 30 and figures["walls"]["blocked"] >= 21
     assert figures["walls"]["free_speed"] == 1
+    assert figures["parted"]["episodes"] == 3 and figures["rewards_together"]["dreamed_rewards"] >= 0
     assert "walls stop" in describe(check_rewards(config()))
     with pytest.raises(ValueError, match=r"other settings \(forward_actions=\[0\]\)"):
         check_rewards(config(forward_actions=None))

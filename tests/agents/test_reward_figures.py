@@ -132,3 +132,17 @@ def test_the_first_rewards_of_dreams_are_held_against_the_first_real_ones():
     two = {**result([15], []), "acted": []}
     figures = reward_figures([one, two], tolerance=3)
     assert figures["acted_gap"] == pytest.approx(0.75) and figures["acted_first_gap"] == pytest.approx(0.5)
+
+
+def test_rewards_where_dream_and_reality_stand_together_are_told_apart():
+    # Step 10 is backed and step 20 is not, both while the poses agree; 40, which agrees no more, is not counted.
+    where = {"drift": [], "walls": None, "agreed": [[0, 21]], "parted": 21}
+    known = result([10, 20, 40], [11, 40]) | {"where": where}
+    together = reward_figures([known, result([30], [])], tolerance=3)["rewards_together"]
+    assert (together["dreamed_rewards"], together["precision"]) == (2, 0.5)
+    assert reward_figures([known | {"where": where | {"agreed": []}}], tolerance=3)["rewards_together"] == {
+        "dreamed_rewards": 0,
+        "precision": None,
+        "precision_interval95": None,
+    }
+    assert "rewards_together" not in reward_figures([result([30], [])], tolerance=3)
