@@ -12,7 +12,8 @@ import torch
 
 from tests.tiny import save_tiny_checkpoint, tiny_model
 from tests.toy_store import TOY_ENV, toy_episode, toy_header
-from training.probe import constant, main, memories_after, probe_figures, split_mazes
+from training.probe import constant, main, probe_figures, split_mazes
+from training.recall.moments import memories_after
 from training.recall.probe_model import ProbeData
 from training.store import EpisodeWriter, create_store
 
