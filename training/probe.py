@@ -25,7 +25,7 @@ from training.baselines import model_type
 from training.evaluate import parse_seeds
 from training.pose_input import Conditioning, model_poses, needs_poses
 from training.provenance import provenance, seed_ranges
-from training.recall.asked import AskedProbe, can_be_asked, turned
+from training.recall.asked import NUM_HEADINGS, AskedProbe, can_be_asked, turned
 from training.recall.figures import listed
 from training.recall.intervals import Bootstrap, Estimate
 from training.recall.moments import SOURCES, Around, Readout, read_moments
@@ -56,7 +56,7 @@ class ProbeArguments:
     """Whether a model that takes poses is given them, as in training.evaluate; None: if it needs them."""
     readout: Readout | None = None
     """states: the probe reads all SSM states. asked: it reads what the frozen network answers to frames of pure noise
-    at every position and four headings. None: asked, if the checkpoint takes planar poses and hides noise."""
+    at every position, in views all round. None: asked, if the checkpoint takes planar poses and hides noise."""
     around: Around | None = None
     """agent: what is around it, in the directions that it looks in. start: a map of the maze, as seen from the first
     frame; probes of states are told the agent's pose on it. None: start for planar poses, which count from there."""
@@ -153,9 +153,9 @@ def _definitions(readout: Readout, window: int) -> dict[str, str]:
         "objects": "distance in cells between where an object is and where it is told to be",
         "around": "start: positions around, and directions of, the first frame"
         + ("" if asked else "; probes are told the agent's pose"),
-        "readout": "asked: the frozen network is given frames of pure noise, which it does not see and which do not "
-        "enter its memory, at all positions, also outside the maze, each with four headings; one small network reads "
-        "its last tokens, averaged over each column, there and at the eight positions next to it"
+        "readout": "asked: the frozen network is given frames of pure noise, of which it sees nothing, at all "
+        f"positions, also outside the maze, turning round in {NUM_HEADINGS} views at each; one small network reads "
+        "the means of the left and of the right half of its last tokens there and at the eight positions next to it"
         if asked
         else "states: a small MLP reads bilinear forms of all SSM states",
         "seen": "cells in view from some frame of the context",
@@ -175,7 +175,10 @@ def settled(arguments: ProbeArguments, config: WorldModelConfig) -> ProbeArgumen
     """
     readout = arguments.readout or ("asked" if can_be_asked(config) else "states")
     if readout == "asked" and not can_be_asked(config):
-        raise ValueError("Only a model of planar poses that hides noise can be asked; take --readout states.")
+        raise ValueError(
+            "Only a model of planar poses that hides noise, and turns left by action 2, can be asked; "
+            "take --readout states."
+        )
     asked = readout == "asked"
     around = arguments.around or ("start" if config.pose_kind == "planar" else "agent")
     return replace(

@@ -1,14 +1,17 @@
 """What a frozen memory answers when it is asked: views of every position of a map, and a small network that reads them.
 
-A question is a frame of pure noise at a pose. It never enters the memory, and a model whose noise is hidden sees
-nothing of it, so all that is in the tokens that answer it comes from the memory and from the pose that was asked.
+A question is a frame of pure noise at a pose, of which a model that hides noise sees nothing: all that is in the tokens
+that answer it comes from the memory and from the pose. Questions follow each other as the frames of a dream of which
+nothing is fed back. At each position they turn round once, for such a model keeps on painting what it painted last if
+it is taken elsewhere, and finds its memory of the place within a few frames.
+
 Positions are asked everywhere on the grid, in walls or not: what is asked tells nothing of the maze.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -19,24 +22,27 @@ from training.recall.probe_model import AnyProbe, ProbeData, ProbeTraining, wall
 from training.recall.surroundings import grid_around
 from wm_gym.array_typing import Frames, Poses, Tokens
 from wm_gym.nn.config import WorldModelConfig
-from wm_gym.nn.state import LayerState, ModelState
+from wm_gym.nn.state import ModelState
 from wm_gym.poses import relative_to
 from wm_gym.world_model import WorldModel
 
-QUESTIONS_AT_ONCE = 64  # each reads a copy of the memory, 40 MB in the packaged model
-NUM_HEADINGS = 4
+FRAMES_AT_ONCE = 120  # of each memory; bounds what a parallel pass takes
+NUM_HEADINGS = 12  # at each position; steps of 30 degrees, not far above the 18 of an agent that turns
+TURN_LEFT = 2  # Memory Maze's action. With others, above all with that of standing still, less is remembered.
 OBJECT_WEIGHT = 0.1  # of an object's cross-entropy, beside that of walls
 
 
 def can_be_asked(config: WorldModelConfig) -> bool:
-    """Whether a model takes poses that can be made up, and sees nothing of the noise that is asked with."""
-    return config.pose_kind == "planar" and config.hide_noise
+    """Whether a model takes poses that can be made up, sees nothing of the noise that is asked with, and can turn."""
+    turns = config.action_kind == "discrete" and config.action_size > TURN_LEFT
+    return config.pose_kind == "planar" and config.hide_noise and turns
 
 
 def questions_around(radius: int) -> Poses:
-    """Poses at the positions of `grid_around`, each looking forward, left, back and right, ``[P, 4, 4]``."""
+    """Poses at the positions of `grid_around`, at each turning left from straight ahead, ``[P, V, 4]``."""
     position = torch.tensor(grid_around(radius), dtype=torch.float32)
-    heading = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    angle = torch.arange(NUM_HEADINGS) * (math.tau / NUM_HEADINGS)
+    heading = torch.stack([angle.cos(), angle.sin()], -1)
     views = (len(position), NUM_HEADINGS, 2)
     return torch.cat([position[:, None].expand(views), heading.expand(views)], dim=-1)
 
@@ -54,63 +60,64 @@ def told_poses(model: WorldModel, frames: Frames, actions: Tensor, num_rows: int
 
 @torch.no_grad()
 def asked_views(model: WorldModel, state: ModelState, radius: int, around_start: bool) -> Tensor:
-    """What each of B memories answers everywhere around, float16 [B, P, 4, columns, D].
+    """What each of B memories answers everywhere around, float16 [B, P, V, 2, D]: its left and its right half.
 
     Args:
-        state: its newest frame enters the memory before it is asked.
+        state: stays as it is.
         around_start: positions and headings are those around the pose (0, 0) that poses count from; False: around the
             pose of the newest frame.
     """
     newest = state.pending
     assert newest is not None and newest.pose is not None
     questions = questions_around(radius).to(model.device)
-    # Another frame pushes the newest one into the memory; it stays outside itself.
-    blank = torch.zeros_like(newest.frame)
-    memory = model.advance(state, blank, torch.zeros_like(newest.action), newest.pose)
-    answers = []
-    for row in range(state.batch_size):
-        asked = questions if around_start else _seen_from(questions, newest.pose[row])
-        parts = asked.flatten(0, 1).split(QUESTIONS_AT_ONCE)
-        tokens = torch.cat([answer(model, memory, row, part).mean(1).half() for part in parts])
-        answers.append(tokens.unflatten(0, asked.shape[:2]))
-    return torch.stack(answers)
+    poses = questions.flatten(0, 1).expand(state.batch_size, -1, -1)
+    if not around_start:
+        poses = _as_told_by(newest.pose[:, None], poses)
+    halves = [
+        torch.stack([half.mean((2, 3)) for half in tokens.chunk(2, dim=3)], dim=2).half()
+        for tokens in answers(model, state, poses)
+    ]
+    return torch.cat(halves, dim=1).unflatten(1, questions.shape[:2])
 
 
-def _seen_from(poses: Poses, origin: Tensor) -> Poses:
-    """Poses ``[..., 4]`` that are told relative to ``origin`` ``[4]``, in the coordinates of the latter."""
-    x, y, cos, sin = origin.unbind(-1)
+def _as_told_by(seat: Tensor, poses: Poses) -> Poses:
+    """Poses ``[..., 4]`` that are told as seen from ``seat``, in the coordinates of the latter."""
+    x, y, cos, sin = seat.unbind(-1)
     inverse = torch.stack([-x * cos - y * sin, x * sin - y * cos, cos, -sin], dim=-1)
     return relative_to(poses, inverse)
 
 
-def answer(model: WorldModel, memory: ModelState, row: int, poses: Poses) -> Tokens:
-    """The last tokens, before the heads, of frames of pure noise ``[Q, rows, columns, D]`` at poses ``[Q, 4]``.
+def answers(model: WorldModel, state: ModelState, poses: Poses) -> Iterator[Tokens]:
+    """The last tokens, before the heads, of frames of pure noise at poses ``[B, Q, 4]``, in parts along Q.
 
-    Each frame is the one that follows the frames that one row of the memory holds; its pending frame is not read.
+    The newest frame enters the memory first, as it is. The state stays as it is.
     """
-    num_questions, c = len(poses), model.config
-    layers = tuple(_repeated(layer, row, num_questions) for layer in memory.layers)
-    known = memory.num_committed[row].expand(num_questions)
-    shape = (num_questions, 1, c.action_size) if c.action_kind == "continuous" else (num_questions, 1)
-    no_action = torch.zeros(shape, dtype=torch.int64 if len(shape) == 2 else torch.float32, device=poses.device)
-    noisy = poses.new_zeros(num_questions, 1, c.frame_channels, c.frame_height, c.frame_width)
-    backbone, pose = model.backbone, poses[:, None]
-    with torch.autocast(poses.device.type, torch.bfloat16, enabled=poses.is_cuda):
-        level = poses.new_ones(num_questions, 1)
-        condition = backbone.condition(level, no_action, level.bool(), pose)
-        tokens = backbone.embedding(noisy, pose)
-        tokens, _ = backbone.run_layers(tokens, condition, layers, known, num_committed=0)
-    return tokens[:, 0].float()
+    assert state.pending is not None
+    c, backbone, batch = model.config, model.backbone, state.batch_size
+    newest = state.pending.with_time()
+    layers, known = state.layers, state.num_committed
 
+    def run(frames: Tensor, level: Tensor, action: Tensor, has_action: Tensor, pose: Poses) -> Tokens:
+        nonlocal layers, known
+        with torch.autocast(pose.device.type, torch.bfloat16, enabled=pose.is_cuda):
+            condition = backbone.condition(level, action, has_action, pose)
+            tokens, layers = backbone.run_layers(
+                backbone.embedding(frames, pose), condition, layers, known, num_committed=frames.shape[1]
+            )
+        known = known + frames.shape[1]
+        return tokens.float()
 
-def _repeated(layer: LayerState, row: int, count: int) -> LayerState:
-    """One row of a memory, `count` times, without a copy."""
-    parts = {field.name: getattr(layer, field.name)[row] for field in dataclasses.fields(layer)}
-    return LayerState(**{name: part.expand(count, *part.shape) for name, part in parts.items()})
+    assert newest.pose is not None
+    run(newest.frame, newest.frame.new_zeros(batch, 1), newest.action, newest.has_action, newest.pose)
+    for part in poses.split(FRAMES_AT_ONCE, dim=1):
+        num = part.shape[1]
+        noise = newest.frame.new_zeros(batch, num, c.frame_channels, c.frame_height, c.frame_width)
+        level = newest.frame.new_ones(batch, num)
+        yield run(noise, level, torch.full_like(level, TURN_LEFT, dtype=torch.int64), level.bool(), part)
 
 
 class AskedProbe(AnyProbe):
-    """The same small network at every position: of the four views there and at the eight positions next to it.
+    """The same small network at every position: of all views there and at the eight positions next to it.
 
     It tells whether there is a wall, and how strongly each object is there; an object lies at the mean of all positions
     under the softmax of that.
@@ -131,7 +138,7 @@ class AskedProbe(AnyProbe):
         self.view = nn.Linear(views.shape[-2] * views.shape[-1], options.view_width)
         self.mlp = nn.Sequential(
             nn.Dropout(options.dropout),
-            nn.Conv2d(NUM_HEADINGS * options.view_width, options.width, 3, padding=1),
+            nn.Conv2d(views.shape[2] * options.view_width, options.width, 3, padding=1),
             nn.SiLU(),
             nn.Dropout(options.dropout),
             nn.Conv2d(options.width, options.width, 1),
@@ -172,7 +179,7 @@ def turned(data: ProbeData, quarters: int) -> ProbeData:
     objects = [(forward, left), (left, -forward), (-forward, -left), (-left, forward)][quarters % 4]
     return replace(
         data,
-        inputs=(turn(data.inputs[0]).roll(-quarters, 2),),
+        inputs=(turn(data.inputs[0]).roll(-quarters * NUM_HEADINGS // 4, 2),),
         walls=turn(data.walls),
         inside=turn(data.inside),
         objects=torch.stack(objects, -1),

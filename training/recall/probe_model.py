@@ -18,7 +18,7 @@ class ProbeData:
 
     Attributes:
         inputs: SSM states, one [S, K, h, d, s] per layer; or one tensor of frames, uint8 [S, H, W, C], or of answers,
-            float16 [S, P, 4, columns, D].
+            float16 [S, P, V, 2, D].
         walls: float32 [S, P], 1 where there is a wall.
         inside: bool [S, P], positions inside the maze: the others are not asked.
         objects: float32 [S, k, 2], (forward, left) in cells.

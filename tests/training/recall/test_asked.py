@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from tests.tiny import tiny_model, tiny_model_with_odometry
+from training.recall import asked
 from training.recall.asked import (
+    NUM_HEADINGS,
+    TURN_LEFT,
     AskedProbe,
-    answer,
+    answers,
     asked_views,
     can_be_asked,
     questions_around,
@@ -29,11 +32,13 @@ from wm_gym.world_model import WorldModel
 
 RADIUS = 2
 NUM_POSITIONS = (2 * RADIUS + 1) ** 2
-OPTIONS = ProbeTraining(view_width=8, width=32, batch_size=16, max_epochs=30, patience=30)
+OPTIONS = ProbeTraining(
+    view_width=8, width=32, dropout=0.1, learning_rate=3e-3, batch_size=16, max_epochs=30, patience=30
+)
 
 
-def asked_model() -> WorldModel:
-    return tiny_model(pose_size=4, pose_kind="planar", hide_noise=True)
+def asked_model(**overrides: Any) -> WorldModel:
+    return tiny_model(pose_size=4, pose_kind="planar", hide_noise=True, **overrides)
 
 
 def walk(model: WorldModel, num_frames: int = 12, rows: int = 2) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,37 +59,38 @@ def read(model: WorldModel, first: int = 0) -> ModelState:
 
 
 @torch.no_grad()
-def test_an_answer_is_what_denoise_reads_for_the_frame_that_follows() -> None:
-    model = asked_model()
+def test_answers_are_those_of_a_dream_of_which_nothing_is_fed_back() -> None:
+    model = asked_model(feedback_interval=0)
     state = read(model)
-    poses = questions_around(1).flatten(0, 1)[:5]
-    frames, actions, walked = walk(model)
-    memory = model.advance(state, frames[:, 0], actions[:, 0] * 0, walked[:, 0])
-    tokens = answer(model, memory, 1, poses)
-    condition = model.backbone.condition(
-        torch.ones(5, 1), torch.zeros(5, 1, dtype=torch.int64), torch.ones(5, 1, dtype=torch.bool), poses[:, None]
-    )
-    painted = model.backbone.frame_head(tokens[:, None], condition)[:, 0]
-    level, action = torch.ones(1), torch.zeros(1, dtype=torch.int64)
-    for question, frame in zip(poses, painted, strict=True):
-        noise = torch.randn(1, 3, 16, 16)
-        expected = model.denoise(state.index(1), noise, level, action, question[None]).frame[0]
-        torch.testing.assert_close(frame, expected, atol=1e-4, rtol=1e-3)
+    poses = questions_around(1).flatten(0, 1)[:5].expand(2, -1, -1)
+    tokens = torch.cat(list(answers(model, state, poses)), 1)
+    actions, has_action = torch.full((2, 5), TURN_LEFT), torch.ones(2, 5, dtype=torch.bool)
+    condition = model.backbone.condition(torch.ones(2, 5), actions, has_action, poses)
+    painted = model.backbone.frame_head(tokens, condition)
+    for i in range(5):
+        prediction, state = model.step(state, actions[:, i], torch.randn(2, 3, 16, 16), pose=poses[:, i])
+        torch.testing.assert_close(painted[:, i], prediction.frame, atol=1e-4, rtol=1e-3)
 
 
-def test_to_be_asked_changes_no_memory_and_no_other_answer() -> None:
+def test_the_number_of_questions_that_are_asked_at_once_changes_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = asked_model()
+    with torch.no_grad():
+        together = asked_views(model, read(model), 1, around_start=True)
+        monkeypatch.setattr(asked, "FRAMES_AT_ONCE", 7)
+        apart = asked_views(model, read(model), 1, around_start=True)
+    torch.testing.assert_close(apart, together, atol=1e-2, rtol=1e-2)
+
+
+def test_to_be_asked_changes_no_memory_nor_what_others_answer() -> None:
     model = asked_model()
     state = read(model)
     before = {name: value.clone() for name, value in state.to_tensors().items()}
     views = asked_views(model, state, RADIUS, around_start=True)
-    assert views.shape == (2, NUM_POSITIONS, 4, 2, 32) and views.dtype == torch.float16
+    assert views.shape == (2, NUM_POSITIONS, NUM_HEADINGS, 2, 32) and views.dtype == torch.float16
     for name, value in state.to_tensors().items():
         assert torch.equal(value, before[name])
     alone = asked_views(model, state.index(1), RADIUS, around_start=True)
     torch.testing.assert_close(alone[0], views[1], atol=1e-2, rtol=1e-2)
-    smaller = asked_views(model, state.index(1), RADIUS - 1, around_start=True)
-    centre = views[1].unflatten(0, (5, 5))[1:4, 1:4].flatten(0, 1)
-    torch.testing.assert_close(smaller[0], centre, atol=1e-2, rtol=1e-2)
 
 
 def test_answers_come_from_what_was_read() -> None:
@@ -106,27 +112,31 @@ def test_answers_come_from_what_was_read() -> None:
     assert not torch.equal(views(frames, 11), views(frames, 4))
 
 
-def test_questions_stand_where_walls_are_looked_up() -> None:
-    """A question's pose seen from the first frame is the position at which `walls_around` looks for a wall."""
+def test_questions_turn_round_at_every_position_of_the_grid() -> None:
     questions = questions_around(RADIUS)
-    assert questions.shape == (NUM_POSITIONS, 4, 4)
-    assert torch.equal(questions[:, 0, :2].double(), torch.tensor(grid_around(RADIUS)))
-    headings = torch.atan2(questions[..., 3], questions[..., 2]).rad2deg().round() % 360
-    assert torch.equal(headings, torch.tensor([0.0, 90.0, 180.0, 270.0]).expand(NUM_POSITIONS, 4))
+    assert questions.shape == (NUM_POSITIONS, NUM_HEADINGS, 4)
+    positions = torch.tensor(grid_around(RADIUS), dtype=torch.float32)
+    assert torch.equal(questions[..., :2], positions[:, None].expand(-1, NUM_HEADINGS, -1))
+    headings = torch.atan2(questions[..., 3], questions[..., 2]).rad2deg() % 360
+    expected = torch.arange(NUM_HEADINGS) * 360.0 / NUM_HEADINGS
+    torch.testing.assert_close(headings, expected.expand(NUM_POSITIONS, -1), atol=1e-3, rtol=0)
 
 
-def test_around_the_agent_is_asked_from_where_it_stands() -> None:
-    """At the origin both are the same; elsewhere the views are those of a map around the start, moved and turned."""
+def test_around_the_agent_is_asked_from_where_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     model = asked_model()
     frames, actions, poses = walk(model)
-    poses[:, -1] = torch.tensor([1.0, 0.0, 0.0, 1.0])  # one cell ahead of the first frame, looking to its left
+    poses[:, -1] = torch.tensor([1.0, 2.0, 0.0, 1.0])  # one cell ahead of the first frame, looking to its left
     state = model.prefill(model.initial_state(2), frames, actions, poses)
-    around_agent = asked_views(model, state, 1, around_start=False).unflatten(1, (3, 3))
-    around_start = asked_views(model, state, 2, around_start=True).unflatten(1, (5, 5))
-    for forward in (-1, 0, 1):
-        for left in (-1, 0, 1):
-            there = around_start[:, 2 + 1 - left, 2 + forward].roll(-1, 1)
-            torch.testing.assert_close(around_agent[:, 1 + forward, 1 + left], there, atol=2e-2, rtol=2e-2)
+    posed: list[Tensor] = []
+    real = asked.answers
+    monkeypatch.setattr(asked, "answers", lambda *given: posed.append(given[2]) or real(*given))
+    for around_start in (True, False):
+        asked_views(model, state, 1, around_start)
+    around_start, around_agent = (poses[0].unflatten(0, (3, 3, NUM_HEADINGS)) for poses in posed)
+    torch.testing.assert_close(around_start[1, 1, 0], torch.tensor([0.0, 0.0, 1.0, 0.0]))
+    torch.testing.assert_close(around_agent[1, 1, 0], torch.tensor([1.0, 2.0, 0.0, 1.0]))
+    # A cell ahead of it and one to its left, looking to its left.
+    torch.testing.assert_close(around_agent[2, 2, NUM_HEADINGS // 4], torch.tensor([0.0, 3.0, -1.0, 0.0]))
 
 
 def test_told_poses_are_those_that_the_memory_has() -> None:
@@ -147,6 +157,7 @@ def test_told_poses_are_those_that_the_memory_has() -> None:
         ({"pose_size": 4}, False),
         ({"pose_size": 4, "pose_kind": "planar"}, False),
         ({"pose_size": 4, "pose_kind": "planar", "hide_noise": True}, True),
+        ({"pose_size": 4, "pose_kind": "planar", "hide_noise": True, "action_size": 2}, False),
     ],
 )
 def test_only_models_of_planar_poses_that_hide_noise_can_be_asked(overrides: dict[str, Any], expected: bool) -> None:
@@ -172,7 +183,7 @@ def planted(count: int, seed: int, hidden: bool = False) -> ProbeData:
 
 def test_a_probe_finds_walls_and_objects_in_the_views_from_next_to_them_and_none_where_nothing_shows() -> None:
     test = planted(100, 2)
-    probe = train_probe(planted(200, 0), planted(30, 1), OPTIONS, make=AskedProbe)
+    probe = train_probe(planted(400, 0), planted(30, 1), OPTIONS, make=AskedProbe)
     walls, objects = predict(probe, test, 16)
     assert (walls == test.walls.bool()).float().mean() > 0.9
     assert (objects - test.objects).norm(dim=-1).mean() < 0.7
