@@ -188,7 +188,11 @@ def settled(arguments: ProbeArguments, config: WorldModelConfig) -> ProbeArgumen
         conditioning=arguments.conditioning or ("pose" if needs_poses(config) else "action"),
         radius=arguments.radius or (8 if around == "start" else 4),
         moments=arguments.moments or (1 if asked else 4),
-        training=replace(arguments.training, batch_size=arguments.training.batch_size or (16 if asked else 64)),
+        training=replace(
+            arguments.training,
+            width=arguments.training.width or (128 if asked else 512),
+            batch_size=arguments.training.batch_size or (16 if asked else 64),
+        ),
     )
 
 

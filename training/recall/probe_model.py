@@ -53,8 +53,8 @@ class ProbeTraining:
     with the lowest one stay."""
 
     num_readouts: int = 4  # of each head of each block, if states are read
-    view_width: int = 64  # numbers that are kept of each view, if the network is asked
-    width: int = 512
+    view_width: int = 32  # numbers that are kept of each view, if the network is asked
+    width: int = 0  # of the hidden layers; 0: 512, or 128 if the network is asked
     dropout: float = 0.2
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
