@@ -4,7 +4,7 @@ Small probes read the walls and the objects around the agent, or around where it
 after a real context, as in Memory Maze's offline benchmark (arXiv 2210.13383); beside them the same probe on the memory
 that the last frames alone leave, on the last frame, and a constant. Trained and tested on different held-out mazes.
 
-They read the SSM states as they are, or what the frozen network answers when it is asked for views of every position.
+They read the SSM states as they are, or what the frozen network answers when it is asked for its own way back.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from training.baselines import model_type
 from training.evaluate import parse_seeds
 from training.pose_input import Conditioning, model_poses, needs_poses
 from training.provenance import provenance, seed_ranges
-from training.recall.asked import NUM_HEADINGS, AskedProbe, can_be_asked, turned
+from training.recall.asked import AskedProbe, can_be_asked
 from training.recall.figures import listed
 from training.recall.intervals import Bootstrap, Estimate
-from training.recall.moments import SOURCES, Around, Readout, read_moments
-from training.recall.probe_model import ProbeData, ProbeTraining, predict, train_probe
+from training.recall.moments import Around, Readout, read_moments
+from training.recall.probe_model import Probe, ProbeData, ProbeTraining, predict, train_probe
 from training.recall.surroundings import maze_of
 from training.recall.walks import SPLIT, recorded_walks
 from training.rollouts import check_held_out
@@ -56,14 +56,14 @@ class ProbeArguments:
     """Whether a model that takes poses is given them, as in training.evaluate; None: if it needs them."""
     readout: Readout | None = None
     """states: the probe reads all SSM states. asked: it reads what the frozen network answers to frames of pure noise
-    at every position, in views all round. None: asked, if the checkpoint takes planar poses and hides noise."""
+    at the poses of its walk, in reverse. None: asked, if the checkpoint takes planar poses and hides noise."""
     around: Around | None = None
     """agent: what is around it, in the directions that it looks in. start: a map of the maze, as seen from the first
     frame; probes of states are told the agent's pose on it. None: start for planar poses, which count from there."""
     radius: int = 0  # cells to each side that are asked for; 0: 4 around the agent, 8 around the start
     moments: int = 0
-    """Of each walk that a probe is trained on, evenly spaced; it is tested at the last one only. 0: 4, or that one if
-    the network is asked, which takes long."""
+    """Of each walk that a probe is trained on, evenly spaced; it is tested at the last one only. 0: 4, or 2 if the
+    network is asked."""
     test_fraction: float = 0.25  # of the mazes
     validation_fraction: float = 0.1  # of the mazes
     training: ProbeTraining = field(default_factory=ProbeTraining)
@@ -116,7 +116,7 @@ def probe_checkpoint(arguments: ProbeArguments, argv: Sequence[str]) -> dict[str
     moments = read_moments(model, walks, mazes, poses, lengths, arguments.readout, arguments.around, arguments.radius)
     columns = {
         source: probe_source([moment.data[source] for moment in moments], (training, validation, test), arguments)
-        for source in tqdm(SOURCES, desc="training probes", unit="probe", leave=False)
+        for source in tqdm(moments[-1].data, desc="training probes", unit="probe", leave=False)
     }
     truth = moments[-1].data["state"].rows(test)
     columns["constant"] = constant(moments[-1].data["state"].rows(training), len(test))
@@ -153,16 +153,16 @@ def _definitions(readout: Readout, window: int) -> dict[str, str]:
         "objects": "distance in cells between where an object is and where it is told to be",
         "around": "start: positions around, and directions of, the first frame"
         + ("" if asked else "; probes are told the agent's pose"),
-        "readout": "asked: the frozen network is given frames of pure noise, of which it sees nothing, at all "
-        f"positions, also outside the maze, turning round in {NUM_HEADINGS} views at each; one small network reads "
-        "the means of the left and of the right half of its last tokens there and at the eight positions next to it"
+        "readout": "asked: the frozen network is told all poses of its walk again, in reverse, each with a frame of "
+        "pure noise, of which it sees nothing; one small network, the same at all positions, reads the mean tokens of "
+        "the columns in which the position would be. path: the same network, of these poses alone"
         if asked
         else "states: a small MLP reads bilinear forms of all SSM states",
         "seen": "cells in view from some frame of the context",
         "state": f"{memory} after the context",
         "cleared_state": f"{memory} after its last {window} frames alone; poses that are given "
         "still count from the first frame",
-        "last_frame": "the memory after the last frame alone, likewise" if asked else "the last frame",
+        "last_frame": "the memory after the last frame alone, asked likewise" if asked else "the last frame",
         "constant": "the commonest answer at each position, the mean place of each object",
     }
 
@@ -175,10 +175,7 @@ def settled(arguments: ProbeArguments, config: WorldModelConfig) -> ProbeArgumen
     """
     readout = arguments.readout or ("asked" if can_be_asked(config) else "states")
     if readout == "asked" and not can_be_asked(config):
-        raise ValueError(
-            "Only a model of planar poses that hides noise, and turns left by action 2, can be asked; "
-            "take --readout states."
-        )
+        raise ValueError("Only a model of planar poses that hides noise can be asked; take --readout states.")
     asked = readout == "asked"
     around = arguments.around or ("start" if config.pose_kind == "planar" else "agent")
     return replace(
@@ -187,11 +184,12 @@ def settled(arguments: ProbeArguments, config: WorldModelConfig) -> ProbeArgumen
         around=around,
         conditioning=arguments.conditioning or ("pose" if needs_poses(config) else "action"),
         radius=arguments.radius or (8 if around == "start" else 4),
-        moments=arguments.moments or (1 if asked else 4),
+        moments=arguments.moments or (2 if asked else 4),
         training=replace(
             arguments.training,
-            width=arguments.training.width or (128 if asked else 512),
-            batch_size=arguments.training.batch_size or (16 if asked else 64),
+            width=arguments.training.width or (32 if asked else 512),
+            learning_rate=arguments.training.learning_rate or (3e-3 if asked else 1e-3),
+            batch_size=arguments.training.batch_size or (4 if asked else 64),
         ),
     )
 
@@ -213,8 +211,8 @@ def probe_source(
     """Trains a probe on all moments and answers for the test mazes at the last one: walls [S, P], objects [S, k, 2]."""
     training, validation, test = split
     together = ProbeData.joined([moment.rows(training) for moment in moments])
-    asked = {"make": AskedProbe, "turn": turned} if arguments.readout == "asked" else {}
-    probe = train_probe(together, moments[-1].rows(validation), arguments.training, arguments.seed, **asked)
+    make = AskedProbe if arguments.readout == "asked" else Probe
+    probe = train_probe(together, moments[-1].rows(validation), arguments.training, arguments.seed, make)
     return predict(probe, moments[-1].rows(test), arguments.training.batch_size)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training.recall.asked import asked_views, told_poses
+from training.recall.asked import NUM_VIEWS, told_poses, views_back
 from training.recall.probe_model import ProbeData
 from training.recall.surroundings import cells_around, look_up, objects_around, seen_cells, walls_around
 from training.rollouts import Rollouts
@@ -23,10 +23,9 @@ from wm_gym.world_model import WorldModel
 Readout = Literal["states", "asked"]
 Around = Literal["agent", "start"]
 Maze = tuple[np.ndarray, np.ndarray]  # layout and objects, see `maze_of`
-Note = Callable[[ModelState], tuple[Tensor, ...]]
+Note = Callable[[ModelState, Tensor, int], tuple[Tensor, ...]]  # of a state, its rows of all walks and their length
 
 ROWS_PER_PREFILL = 8
-SOURCES = ("state", "cleared_state", "last_frame")
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,9 @@ def read_moments(
         lengths: numbers of frames, in ascending order.
     """
     if readout == "asked" and poses is None:
-        # What is asked of a memory counts from the first frame of the walk, also if it has not read that one.
+        # All memories are asked at the same poses, also those that have not read the frame that these count from.
         poses = told_poses(model, walks.frames, walks.actions, ROWS_PER_PREFILL)
-    inputs = _inputs(model, walks, poses, lengths, readout, around, radius)
+    inputs = _inputs(model, walks, poses, lengths, readout, around)
     moments = []
     for length in lengths:
         paths = walks.pose[:, :length].numpy()
@@ -71,7 +70,7 @@ def read_moments(
         ]
         place = relative_to_first(walks.pose[:, :length])[:, -1].to(model.device)
         shared.append(place if around == "start" and readout == "states" else place[:, :0])
-        data = {source: ProbeData(inputs[source][length], *shared) for source in SOURCES}
+        data = {source: ProbeData(read[length], *shared) for source, read in inputs.items()}
         moments.append(Moment(data, seen, objects_seen))
     return moments
 
@@ -83,12 +82,17 @@ def _inputs(
     lengths: list[int],
     readout: Readout,
     around: Around,
-    radius: int,
 ) -> dict[str, dict[int, tuple[Tensor, ...]]]:
     """What the probes read, by source and length."""
 
-    def note(state: ModelState) -> tuple[Tensor, ...]:
-        return (asked_views(model, state, radius, around == "start"),) if readout == "asked" else ssm_states(state)
+    num_views = min(NUM_VIEWS, lengths[0])
+
+    def note(state: ModelState, rows: Tensor, length: int) -> tuple[Tensor, ...]:
+        if readout == "states":
+            return ssm_states(state, rows, length)
+        assert poses is not None
+        way = walks.actions[rows], poses[rows, :length]
+        return views_back(model, state, *way, num_views, from_start=around == "start")
 
     def of_last(num_frames: int, what: str) -> dict[int, tuple[Tensor, ...]]:
         found = {}
@@ -101,16 +105,15 @@ def _inputs(
         "state": memories_after(model, *walk, lengths, "reading the walks", 0, note),
         "cleared_state": of_last(model.config.window + 1, "reading the last frames"),
     }
-    if readout == "asked":
-        return {**inputs, "last_frame": of_last(1, "reading the last frame")}
-    return {
-        **inputs,
-        "last_frame": {length: (walks.frames[:, length - 1].to(model.device),) for length in lengths},
-    }
+    if readout == "states":
+        frames = {length: (walks.frames[:, length - 1].to(model.device),) for length in lengths}
+        return {**inputs, "last_frame": frames}
+    path = {length: (torch.zeros_like(views), posed) for length, (views, posed) in inputs["state"].items()}
+    return {**inputs, "last_frame": of_last(1, "reading the last frame"), "path": path}
 
 
-def ssm_states(state: ModelState) -> tuple[Tensor, ...]:
-    """bfloat16 [B, K, h, d, s] per layer."""
+def ssm_states(state: ModelState, _rows: Tensor, _length: int) -> tuple[Tensor, ...]:
+    """A `Note`: bfloat16 [B, K, h, d, s] per layer."""
     return tuple(layer.ssm_state.to(torch.bfloat16) for layer in state.layers)
 
 
@@ -133,7 +136,7 @@ def memories_after(
         poses: ``[M, T, P]``, or None.
         lengths: in ascending order, above `first`.
         what: for the progress bar.
-        note: of a state with B rows, tensors ``[B, ...]``.
+        note: makes tensors ``[B, ...]`` of a state with B rows.
     """
     rows = torch.arange(len(frames)).split(ROWS_PER_PREFILL)
     parts: dict[int, list[tuple[Tensor, ...]]] = {length: [] for length in lengths}
@@ -143,7 +146,7 @@ def memories_after(
             seen, led = frames[part, begin:length], actions[part, max(begin - 1, first) : length - 1]
             pose = None if poses is None else poses[part, begin:length].to(model.device)
             state = model.prefill(state, seen.to(model.device), led.to(model.device), pose)
-            parts[length].append(note(state))
+            parts[length].append(note(state, part, length))
             begin = length
     return {
         length: tuple(torch.cat(noted) for noted in zip(*of_mazes, strict=True)) for length, of_mazes in parts.items()

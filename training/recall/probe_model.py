@@ -17,8 +17,8 @@ class ProbeData:
     """S samples.
 
     Attributes:
-        inputs: SSM states, one [S, K, h, d, s] per layer; or one tensor of frames, uint8 [S, H, W, C], or of answers,
-            float16 [S, P, V, 2, D].
+        inputs: SSM states, one [S, K, h, d, s] per layer; or one tensor of frames, uint8 [S, H, W, C]; or what
+            `training.recall.asked.views_back` gives.
         walls: float32 [S, P], 1 where there is a wall.
         inside: bool [S, P], positions inside the maze: the others are not asked.
         objects: float32 [S, k, 2], (forward, left) in cells.
@@ -53,12 +53,12 @@ class ProbeTraining:
     with the lowest one stay."""
 
     num_readouts: int = 4  # of each head of each block, if states are read
-    view_width: int = 32  # numbers that are kept of each view, if the network is asked
-    width: int = 0  # of the hidden layers; 0: 512, or 128 if the network is asked
+    view_width: int = 16  # numbers that are kept of each column of a view, if the network is asked
+    width: int = 0  # of the hidden layers; 0: 512, or 32 if the network is asked
     dropout: float = 0.2
-    learning_rate: float = 1e-3
+    learning_rate: float = 0.0  # 0: 1e-3, or 3e-3 if the network is asked
     weight_decay: float = 0.05
-    batch_size: int = 0  # samples; 0: 64, or 16 if the network is asked
+    batch_size: int = 0  # samples; 0: 64, or 4 if the network is asked
     max_epochs: int = 200
     patience: int = 15
 
@@ -153,15 +153,12 @@ def train_probe(
     options: ProbeTraining,
     seed: int = 0,
     make: Callable[[ProbeData, ProbeTraining], AnyProbe] = Probe,
-    turn: Callable[[ProbeData, int], ProbeData] | None = None,
 ) -> AnyProbe:
     """A probe trained on `data`, on its device.
 
     Args:
-        seed: decides weights, order, turns and dropout.
+        seed: decides weights, order and dropout.
         make: a new probe, which maps inputs and what is told to walls and objects.
-        turn: data as they would be from another heading, a number of quarter turns from theirs; each batch is turned
-            at random. None: none is.
     """
     device = data.walls.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -172,11 +169,8 @@ def train_probe(
         for _ in range(options.max_epochs):
             probe.train()
             for rows in torch.randperm(len(data)).to(device).split(options.batch_size):
-                batch = data.rows(rows)
-                if turn is not None:
-                    batch = turn(batch, int(torch.randint(4, ())))
                 optimizer.zero_grad()
-                probe.loss(batch).backward()
+                probe.loss(data.rows(rows)).backward()
                 optimizer.step()
             loss = float(evaluate_loss(probe, validation, options.batch_size))
             waited += 1

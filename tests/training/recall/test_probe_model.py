@@ -9,7 +9,7 @@ import torch
 
 from training.recall.probe_model import Probe, ProbeData, ProbeTraining, predict, train_probe
 
-OPTIONS = ProbeTraining(num_readouts=2, width=32, batch_size=32, max_epochs=30, patience=30)
+OPTIONS = ProbeTraining(num_readouts=2, width=32, learning_rate=1e-3, batch_size=32, max_epochs=30, patience=30)
 NUM_POSITIONS = 6
 
 
@@ -26,7 +26,7 @@ def samples(count: int, seed: int, hidden: bool = False) -> ProbeData:
 
 
 def accuracy(hidden: bool) -> float:
-    options = ProbeTraining(num_readouts=8, width=64, batch_size=32, max_epochs=15)
+    options = ProbeTraining(num_readouts=8, width=64, learning_rate=1e-3, batch_size=32, max_epochs=15)
     probe = train_probe(samples(384, 0, hidden), samples(64, 1, hidden), options)
     test = samples(200, 2, hidden)
     return float((predict(probe, test, 64)[0] == test.walls.bool()).float().mean())
