@@ -1,17 +1,19 @@
 """What a memory knows of the maze: ``python -m training.probe --checkpoint C --seeds A-B --out JSON``.
 
-Small probes read the walls and the objects around the agent, or around where it started, from the frozen SSM states
+Small probes read the walls and the objects around the agent, or around where it started, from the frozen memory
 after a real context, as in Memory Maze's offline benchmark (arXiv 2210.13383); beside them the same probe on the memory
 that the last frames alone leave, on the last frame, and a constant. Trained and tested on different held-out mazes.
+
+They read the SSM states as they are, or what the frozen network answers when it is asked for its own way back.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,21 +25,18 @@ from training.baselines import model_type
 from training.evaluate import parse_seeds
 from training.pose_input import Conditioning, model_poses, needs_poses
 from training.provenance import provenance, seed_ranges
+from training.recall.asked import AskedProbe, can_be_asked
 from training.recall.figures import listed
 from training.recall.intervals import Bootstrap, Estimate
-from training.recall.probe_model import ProbeData, ProbeTraining, predict, train_probe
-from training.recall.surroundings import cells_around, look_up, maze_of, objects_around, seen_cells, walls_around
+from training.recall.moments import Around, Readout, read_moments
+from training.recall.probe_model import Probe, ProbeData, ProbeTraining, predict, train_probe
+from training.recall.surroundings import maze_of
 from training.recall.walks import SPLIT, recorded_walks
-from training.rollouts import Rollouts, check_held_out
+from training.rollouts import check_held_out
 from training.store import open_store
-from wm_gym.array_typing import Actions, Frames, Poses
 from wm_gym.checkpoint import load_checkpoint, resolve_device
 from wm_gym.files import write_json
-from wm_gym.poses import relative_to_first
 from wm_gym.world_model import WorldModel, WorldModelConfig
-
-ROWS_PER_PREFILL = 8
-SOURCES = ("state", "cleared_state", "last_frame")
 
 
 @dataclass(frozen=True)
@@ -55,25 +54,21 @@ class ProbeArguments:
     envs_per_worker: int = 1  # walks that each of them records at a time; 4 to 8 on a GPU
     conditioning: Conditioning | None = None
     """Whether a model that takes poses is given them, as in training.evaluate; None: if it needs them."""
-    around: Literal["agent", "start"] | None = None
+    readout: Readout | None = None
+    """states: the probe reads all SSM states. asked: it reads what the frozen network answers to frames of pure noise
+    at the poses of its walk, in reverse. None: asked, if the checkpoint takes planar poses and hides noise."""
+    around: Around | None = None
     """agent: what is around it, in the directions that it looks in. start: a map of the maze, as seen from the first
-    frame; all probes are told the agent's pose on it. None: start for planar poses, which count from there."""
+    frame; probes of states are told the agent's pose on it. None: start for planar poses, which count from there."""
     radius: int = 0  # cells to each side that are asked for; 0: 4 around the agent, 8 around the start
-    moments: int = 4  # of each walk that a probe is trained on, evenly spaced; tested at the last one only
+    moments: int = 0
+    """Of each walk that a probe is trained on, evenly spaced; it is tested at the last one only. 0: 4, or 2 if the
+    network is asked."""
     test_fraction: float = 0.25  # of the mazes
     validation_fraction: float = 0.1  # of the mazes
     training: ProbeTraining = field(default_factory=ProbeTraining)
     seed: int = 0  # of the probes' training
     device: str = "auto"  # "auto" takes the GPU if there is one
-
-
-@dataclass(frozen=True)
-class Moment:
-    """All mazes after the same number of frames: M samples, and which positions and objects the agent saw."""
-
-    data: dict[str, ProbeData]  # by source
-    seen: np.ndarray  # bool [M, P]
-    objects_seen: np.ndarray  # bool [M, k]
 
 
 def probe_checkpoint(arguments: ProbeArguments, argv: Sequence[str]) -> dict[str, Any]:
@@ -89,8 +84,6 @@ def probe_checkpoint(arguments: ProbeArguments, argv: Sequence[str]) -> dict[str
     seeds = parse_seeds(arguments.seeds)
     check_held_out(seeds, checkpoint.metadata.get("training_seeds", []))
     test, validation, training = split_mazes(len(seeds), arguments.test_fraction, arguments.validation_fraction)
-    if arguments.moments < 1 or arguments.context < 2 * arguments.moments:
-        raise ValueError(f"{arguments.moments} moments do not fit into a context of {arguments.context} frames.")
     env_id = arguments.env or checkpoint.metadata.get("env_id")
     if env_id is None:
         raise ValueError("The checkpoint does not name its environment; give --env.")
@@ -103,6 +96,8 @@ def probe_checkpoint(arguments: ProbeArguments, argv: Sequence[str]) -> dict[str
             "The checkpoint is given poses as they are recorded; a probe of what it knows of places would read them."
         )
     arguments = settled(arguments, model.config)
+    if arguments.moments < 1 or arguments.context < 2 * arguments.moments:
+        raise ValueError(f"{arguments.moments} moments do not fit into a context of {arguments.context} frames.")
     path = arguments.rollouts or arguments.out.with_name(f"{arguments.out.stem}_rollouts")
     walks = recorded_walks(
         path,
@@ -113,10 +108,15 @@ def probe_checkpoint(arguments: ProbeArguments, argv: Sequence[str]) -> dict[str
         workers=arguments.workers,
         envs_per_worker=arguments.envs_per_worker,
     )
-    moments = read_moments(model, walks, path, arguments)
+    store = open_store(path)
+    mazes = [maze_of(store.attributes(seed, SPLIT), seed) for seed in walks.seeds]
+    lengths = [len(part) + int(part[0]) for part in np.array_split(np.arange(arguments.context), arguments.moments)]
+    assert arguments.conditioning is not None and arguments.readout is not None and arguments.around is not None
+    poses = model_poses(model.config, walks.pose, arguments.conditioning)
+    moments = read_moments(model, walks, mazes, poses, lengths, arguments.readout, arguments.around, arguments.radius)
     columns = {
         source: probe_source([moment.data[source] for moment in moments], (training, validation, test), arguments)
-        for source in tqdm(SOURCES, desc="training probes", unit="probe", leave=False)
+        for source in tqdm(moments[-1].data, desc="training probes", unit="probe", leave=False)
     }
     truth = moments[-1].data["state"].rows(test)
     columns["constant"] = constant(moments[-1].data["state"].rows(training), len(test))
@@ -132,7 +132,9 @@ def probe_checkpoint(arguments: ProbeArguments, argv: Sequence[str]) -> dict[str
         "radius": arguments.radius,
         "around": arguments.around,
         "conditioning": arguments.conditioning,
-        "definitions": _definitions(model.config.window + 1),
+        "readout": arguments.readout,
+        "training": asdict(arguments.training),
+        "definitions": _definitions(arguments.readout, model.config.window + 1),
         "columns": {
             name: probe_figures(answers, truth, moments[-1].seen[rows], moments[-1].objects_seen[rows])
             for name, answers in columns.items()
@@ -141,28 +143,55 @@ def probe_checkpoint(arguments: ProbeArguments, argv: Sequence[str]) -> dict[str
     }
 
 
-def _definitions(window: int) -> dict[str, str]:
+def _definitions(readout: Readout, window: int) -> dict[str, str]:
     """What the figures mean, for a model whose cleared memory reads `window` frames."""
+    asked = readout == "asked"
+    memory = "the memory" if asked else "SSM states"
     return {
         "walls": "share of positions, one cell apart around the agent in its own directions and inside the maze, "
         "where wall or no wall is told rightly",
         "objects": "distance in cells between where an object is and where it is told to be",
-        "around": "start: positions around, and directions of, the first frame; probes are told the agent's pose",
+        "around": "start: positions around, and directions of, the first frame"
+        + ("" if asked else "; probes are told the agent's pose"),
+        "readout": "asked: the frozen network is told all poses of its walk again, in reverse, each with a frame of "
+        "pure noise, of which it sees nothing; one small network, the same at all positions, reads the mean tokens of "
+        "the columns in which the position would be. path: the same network, of these poses alone"
+        if asked
+        else "states: a small MLP reads bilinear forms of all SSM states",
         "seen": "cells in view from some frame of the context",
-        "state": "SSM states after the context",
-        "cleared_state": f"SSM states after its last {window} frames alone; poses that are given "
+        "state": f"{memory} after the context",
+        "cleared_state": f"{memory} after its last {window} frames alone; poses that are given "
         "still count from the first frame",
-        "last_frame": "the last frame",
+        "last_frame": "the memory after the last frame alone, asked likewise" if asked else "the last frame",
         "constant": "the commonest answer at each position, the mean place of each object",
     }
 
 
 def settled(arguments: ProbeArguments, config: WorldModelConfig) -> ProbeArguments:
-    """With what suits the model in place of what was left open."""
+    """With what suits the model in place of what was left open.
+
+    Raises:
+        ValueError: a model is to be asked that cannot be.
+    """
+    readout = arguments.readout or ("asked" if can_be_asked(config) else "states")
+    if readout == "asked" and not can_be_asked(config):
+        raise ValueError("Only a model of planar poses that hides noise can be asked; take --readout states.")
+    asked = readout == "asked"
     around = arguments.around or ("start" if config.pose_kind == "planar" else "agent")
-    conditioning = arguments.conditioning or ("pose" if needs_poses(config) else "action")
-    radius = arguments.radius or (8 if around == "start" else 4)
-    return replace(arguments, around=around, conditioning=conditioning, radius=radius)
+    return replace(
+        arguments,
+        readout=readout,
+        around=around,
+        conditioning=arguments.conditioning or ("pose" if needs_poses(config) else "action"),
+        radius=arguments.radius or (8 if around == "start" else 4),
+        moments=arguments.moments or (2 if asked else 4),
+        training=replace(
+            arguments.training,
+            width=arguments.training.width or (32 if asked else 512),
+            learning_rate=arguments.training.learning_rate or (3e-3 if asked else 1e-3),
+            batch_size=arguments.training.batch_size or (4 if asked else 64),
+        ),
+    )
 
 
 def split_mazes(num_mazes: int, test_fraction: float, validation_fraction: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -176,91 +205,14 @@ def split_mazes(num_mazes: int, test_fraction: float, validation_fraction: float
     return test, validation, training
 
 
-@torch.no_grad()
-def read_moments(model: WorldModel, walks: Rollouts, path: Path, arguments: ProbeArguments) -> list[Moment]:
-    """Reads all walks and stops at every moment to note the memory, and what is around the agent."""
-    lengths = [len(part) + int(part[0]) for part in np.array_split(np.arange(arguments.context), arguments.moments)]
-    assert arguments.conditioning is not None
-    poses = model_poses(model.config, walks.pose, arguments.conditioning)
-    walk = walks.frames, walks.actions, poses
-    states = memories_after(model, *walk, lengths, "reading the walks")
-    store = open_store(path)
-    mazes = [maze_of(store.attributes(seed, SPLIT), seed) for seed in walks.seeds]
-    moments = []
-    for length in lengths:
-        paths = walks.pose[:, :length].numpy()
-        seat = 0 if arguments.around == "start" else -1
-        answers = [_surroundings(*maze, own, seat, arguments.radius) for maze, own in zip(mazes, paths, strict=True)]
-        walls, inside, objects, seen, objects_seen = (np.stack(arrays) for arrays in zip(*answers, strict=True))
-        shared = [
-            torch.tensor(part, dtype=dtype, device=model.device)
-            for part, dtype in ((walls, torch.float32), (inside, torch.bool), (objects, torch.float32))
-        ]
-        place = relative_to_first(walks.pose[:, :length])[:, -1].to(model.device)
-        shared.append(place if arguments.around == "start" else place[:, :0])
-        first = max(0, length - model.config.window - 1)
-        inputs = {
-            "state": states[length],
-            "cleared_state": memories_after(model, *walk, [length], "reading the last frames", first)[length],
-            "last_frame": (walks.frames[:, length - 1].to(model.device),),
-        }
-        data = {source: ProbeData(inputs[source], *shared) for source in SOURCES}
-        moments.append(Moment(data, seen, objects_seen))
-    return moments
-
-
-def memories_after(
-    model: WorldModel,
-    frames: Frames,
-    actions: Actions,
-    poses: Poses | None,
-    lengths: list[int],
-    what: str,
-    first: int = 0,
-) -> dict[int, tuple[Tensor, ...]]:
-    """SSM states after frames [first, length) of M walks, bfloat16 [M, K, h, d, s] per layer, for each length.
-
-    Walks are read once, from one length to the next.
-
-    Args:
-        frames, actions: uint8 ``[M, T, H, W, C]`` and ``[M, T - 1]`` or longer.
-        poses: ``[M, T, P]``, or None.
-        lengths: in ascending order, above `first`.
-        what: for the progress bar.
-    """
-    rows = torch.arange(len(frames)).split(ROWS_PER_PREFILL)
-    parts: dict[int, list[list[Tensor]]] = {length: [] for length in lengths}
-    for part in tqdm(rows, desc=what, unit="batch", leave=False):
-        state, begin = model.initial_state(len(part)), first
-        for length in lengths:
-            seen, led = frames[part, begin:length], actions[part, max(begin - 1, first) : length - 1]
-            pose = None if poses is None else poses[part, begin:length].to(model.device)
-            state = model.prefill(state, seen.to(model.device), led.to(model.device), pose)
-            parts[length].append([layer.ssm_state.to(torch.bfloat16) for layer in state.layers])
-            begin = length
-    return {
-        length: tuple(torch.cat(layer) for layer in zip(*of_mazes, strict=True)) for length, of_mazes in parts.items()
-    }
-
-
-def _surroundings(
-    layout: np.ndarray, objects: np.ndarray, poses: np.ndarray, seat: int, radius: int
-) -> tuple[np.ndarray, ...]:
-    """Walls [P], inside [P], objects [k, 2], seen [P], objects_seen [k] around pose `seat` of the poses [T, 4]."""
-    walls, inside = walls_around(layout, poses[seat], radius)
-    seen = seen_cells(layout, poses)
-    seen_around = look_up(seen, cells_around(poses[seat], radius))[0]
-    objects_seen = look_up(seen, np.floor(objects).astype(np.int64))[0]
-    return walls, inside, objects_around(objects, poses[seat]), seen_around, objects_seen
-
-
 def probe_source(
     moments: list[ProbeData], split: tuple[Tensor, Tensor, Tensor], arguments: ProbeArguments
 ) -> tuple[Tensor, Tensor]:
     """Trains a probe on all moments and answers for the test mazes at the last one: walls [S, P], objects [S, k, 2]."""
     training, validation, test = split
     together = ProbeData.joined([moment.rows(training) for moment in moments])
-    probe = train_probe(together, moments[-1].rows(validation), arguments.training, arguments.seed)
+    make = AskedProbe if arguments.readout == "asked" else Probe
+    probe = train_probe(together, moments[-1].rows(validation), arguments.training, arguments.seed, make)
     return predict(probe, moments[-1].rows(test), arguments.training.batch_size)
 
 

@@ -12,7 +12,8 @@ import torch
 
 from tests.tiny import save_tiny_checkpoint, tiny_model
 from tests.toy_store import TOY_ENV, toy_episode, toy_header
-from training.probe import constant, main, memories_after, probe_figures, split_mazes
+from training.probe import constant, main, probe_figures, split_mazes
+from training.recall.moments import memories_after
 from training.recall.probe_model import ProbeData
 from training.store import EpisodeWriter, create_store
 
@@ -132,3 +133,23 @@ def test_the_constant_is_the_commonest_wall_inside_the_maze_and_the_mean_object(
     walls, objects = constant(truth(), 4)
     assert walls.tolist() == [[True, False, True]] * 4
     assert objects[3].tolist() == [[1.5, 2.0]]
+
+
+def test_a_model_that_hides_noise_is_asked_and_its_path_stands_beside_it(store: Path, tmp_path: Path) -> None:
+    model = tiny_model(pose_size=4, pose_kind="planar", hide_noise=True)
+    checkpoint = save_tiny_checkpoint(tmp_path / "model.safetensors", model)
+    main(arguments(store, checkpoint, tmp_path / "asked.json"))
+    record = json.loads((tmp_path / "asked.json").read_text())
+    assert record["readout"] == "asked" and "in reverse" in record["definitions"]["readout"]
+    assert list(record["columns"]) == ["state", "cleared_state", "last_frame", "path", "constant"]
+    assert record["columns"]["state"]["objects"]["all"]["count"] == 3 * 4
+    main(arguments(store, checkpoint, tmp_path / "states.json", "--readout", "states"))
+    states = json.loads((tmp_path / "states.json").read_text())
+    assert list(states["columns"]) == ["state", "cleared_state", "last_frame", "constant"]
+    assert states["columns"]["constant"] == record["columns"]["constant"]
+
+
+def test_a_model_that_sees_noise_is_not_asked(store: Path, tmp_path: Path) -> None:
+    checkpoint = save_tiny_checkpoint(tmp_path / "model.safetensors", tiny_model(pose_size=4, pose_kind="planar"))
+    with pytest.raises(SystemExit, match="take --readout states"):
+        main(arguments(store, checkpoint, tmp_path / "x.json", "--readout", "asked"))

@@ -1,8 +1,8 @@
-"""Small networks that read a maze out of a frozen memory, or out of one frame."""
+"""Small networks that read a maze out of frozen states, or out of one frame; and how probes are trained."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,8 @@ class ProbeData:
     """S samples.
 
     Attributes:
-        inputs: SSM states, one [S, K, h, d, s] per layer; or one tensor of frames, uint8 [S, H, W, C].
+        inputs: SSM states, one [S, K, h, d, s] per layer; or one tensor of frames, uint8 [S, H, W, C]; or what
+            `training.recall.asked.views_back` gives.
         walls: float32 [S, P], 1 where there is a wall.
         inside: bool [S, P], positions inside the maze: the others are not asked.
         objects: float32 [S, k, 2], (forward, left) in cells.
@@ -44,6 +45,34 @@ class ProbeData:
         inputs = tuple(torch.cat(same) for same in zip(*(part.inputs for part in parts), strict=True))
         rest = zip(*((part.walls, part.inside, part.objects, part.told) for part in parts), strict=True)
         return cls(inputs, *(torch.cat(same) for same in rest))
+
+
+@dataclass(frozen=True)
+class ProbeTraining:
+    """How a probe is trained. It stops when the validation loss has not fallen for `patience` epochs, and the weights
+    with the lowest one stay."""
+
+    num_readouts: int = 4  # of each head of each block, if states are read
+    view_width: int = 16  # numbers that are kept of each column of a view, if the network is asked
+    width: int = 0  # of the hidden layers; 0: 512, or 32 if the network is asked
+    dropout: float = 0.2
+    learning_rate: float = 0.0  # 0: 1e-3, or 3e-3 if the network is asked
+    weight_decay: float = 0.05
+    batch_size: int = 0  # samples; 0: 64, or 4 if the network is asked
+    max_epochs: int = 200
+    patience: int = 15
+
+
+class AnyProbe(nn.Module):
+    """What `train_probe` trains."""
+
+    def forward(self, inputs: Sequence[Tensor], told: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of walls [B, P], and objects [B, k, 2]."""
+        raise NotImplementedError
+
+    def loss(self, data: ProbeData) -> Tensor:
+        """Of its answers to these samples."""
+        raise NotImplementedError
 
 
 class StateReadout(nn.Module):
@@ -86,11 +115,12 @@ class FrameReadout(nn.Module):
         return inputs[0].flatten(1).float() / 127.5 - 1
 
 
-class Probe(nn.Module):
+class Probe(AnyProbe):
     """Readout, then an MLP of two hidden layers, which is also given what the probe is told."""
 
-    def __init__(self, data: ProbeData, num_readouts: int, width: int) -> None:
+    def __init__(self, data: ProbeData, options: ProbeTraining) -> None:
         super().__init__()
+        num_readouts, width = options.num_readouts, options.width
         is_frame = data.inputs[0].dtype == torch.uint8
         self.readout = FrameReadout(data.inputs[0]) if is_frame else StateReadout(data.inputs, num_readouts)
         self.num_positions, self.num_objects = data.walls.shape[1], data.objects.shape[1]
@@ -98,10 +128,10 @@ class Probe(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(self.readout.num_features + data.told.shape[1], width),
             nn.SiLU(),
-            nn.Dropout(0.2),
+            nn.Dropout(options.dropout),
             nn.Linear(width, width),
             nn.SiLU(),
-            nn.Dropout(0.2),
+            nn.Dropout(options.dropout),
             nn.Linear(width, self.num_positions + 2 * self.num_objects),
         )
 
@@ -111,34 +141,36 @@ class Probe(nn.Module):
         walls, objects = self.mlp(features).split([self.num_positions, 2 * self.num_objects], 1)
         return walls, objects.unflatten(1, (self.num_objects, 2))
 
-
-@dataclass(frozen=True)
-class ProbeTraining:
-    """How a probe is trained. It stops when the validation loss has not fallen for `patience` epochs, and the weights
-    with the lowest one stay."""
-
-    num_readouts: int = 4  # of each head of each block
-    width: int = 512
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    batch_size: int = 64
-    max_epochs: int = 200
-    patience: int = 15
+    def loss(self, data: ProbeData) -> Tensor:
+        """Cross-entropy of the walls inside the maze, and the weighted squared error of the objects."""
+        walls, objects = self(data.inputs, data.told)
+        return wall_loss(walls, data) + OBJECT_WEIGHT * F.mse_loss(objects, data.objects)
 
 
-def train_probe(data: ProbeData, validation: ProbeData, options: ProbeTraining, seed: int = 0) -> Probe:
-    """A probe trained on `data`, on its device. The seed decides weights, order and dropout."""
+def train_probe(
+    data: ProbeData,
+    validation: ProbeData,
+    options: ProbeTraining,
+    seed: int = 0,
+    make: Callable[[ProbeData, ProbeTraining], AnyProbe] = Probe,
+) -> AnyProbe:
+    """A probe trained on `data`, on its device.
+
+    Args:
+        seed: decides weights, order and dropout.
+        make: a new probe, which maps inputs and what is told to walls and objects.
+    """
     device = data.walls.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        probe = Probe(data, options.num_readouts, options.width).to(device)
+        probe = make(data, options).to(device)
         optimizer = torch.optim.AdamW(probe.parameters(), options.learning_rate, weight_decay=options.weight_decay)
         best, best_weights, waited = float("inf"), probe.state_dict(), 0
         for _ in range(options.max_epochs):
             probe.train()
             for rows in torch.randperm(len(data)).to(device).split(options.batch_size):
                 optimizer.zero_grad()
-                probe_loss(probe, data.rows(rows)).backward()
+                probe.loss(data.rows(rows)).backward()
                 optimizer.step()
             loss = float(evaluate_loss(probe, validation, options.batch_size))
             waited += 1
@@ -151,23 +183,21 @@ def train_probe(data: ProbeData, validation: ProbeData, options: ProbeTraining, 
     return probe.eval()
 
 
-def probe_loss(probe: Probe, data: ProbeData) -> Tensor:
-    """Cross-entropy of the walls inside the maze, and the weighted squared error of the objects."""
-    walls, objects = probe(data.inputs, data.told)
-    of_walls = F.binary_cross_entropy_with_logits(walls, data.walls, reduction="none")[data.inside].mean()
-    return of_walls + OBJECT_WEIGHT * F.mse_loss(objects, data.objects)
+def wall_loss(logits: Tensor, data: ProbeData) -> Tensor:
+    """Cross-entropy of the walls inside the maze."""
+    return F.binary_cross_entropy_with_logits(logits, data.walls, reduction="none")[data.inside].mean()
 
 
 @torch.no_grad()
-def evaluate_loss(probe: Probe, data: ProbeData, batch_size: int) -> Tensor:
+def evaluate_loss(probe: AnyProbe, data: ProbeData, batch_size: int) -> Tensor:
     """Mean loss over samples, without dropout."""
     probe.eval()
     parts = torch.arange(len(data), device=data.walls.device).split(batch_size)
-    return torch.stack([probe_loss(probe, data.rows(rows)) * len(rows) for rows in parts]).sum() / len(data)
+    return torch.stack([probe.loss(data.rows(rows)) * len(rows) for rows in parts]).sum() / len(data)
 
 
 @torch.no_grad()
-def predict(probe: Probe, data: ProbeData, batch_size: int) -> tuple[Tensor, Tensor]:
+def predict(probe: AnyProbe, data: ProbeData, batch_size: int) -> tuple[Tensor, Tensor]:
     """Walls bool [S, P] and objects float32 [S, k, 2]."""
     parts = torch.arange(len(data), device=data.walls.device).split(batch_size)
     walls, objects = zip(*(probe(data.rows(rows).inputs, data.told[rows]) for rows in parts), strict=True)

@@ -9,7 +9,7 @@ import torch
 
 from training.recall.probe_model import Probe, ProbeData, ProbeTraining, predict, train_probe
 
-OPTIONS = ProbeTraining(num_readouts=2, width=32, batch_size=32, max_epochs=30, patience=30)
+OPTIONS = ProbeTraining(num_readouts=2, width=32, learning_rate=1e-3, batch_size=32, max_epochs=30, patience=30)
 NUM_POSITIONS = 6
 
 
@@ -26,7 +26,7 @@ def samples(count: int, seed: int, hidden: bool = False) -> ProbeData:
 
 
 def accuracy(hidden: bool) -> float:
-    options = ProbeTraining(num_readouts=8, width=64, batch_size=32, max_epochs=15)
+    options = ProbeTraining(num_readouts=8, width=64, learning_rate=1e-3, batch_size=32, max_epochs=15)
     probe = train_probe(samples(384, 0, hidden), samples(64, 1, hidden), options)
     test = samples(200, 2, hidden)
     return float((predict(probe, test, 64)[0] == test.walls.bool()).float().mean())
@@ -65,7 +65,8 @@ def test_positions_outside_the_maze_do_not_count() -> None:
 def test_a_probe_of_frames_has_their_pixels() -> None:
     frames = torch.randint(0, 255, (10, 8, 8, 3), dtype=torch.uint8)
     data = replace(samples(10, 0), inputs=(frames,))
-    walls, objects = Probe(data, 2, 16).readout(data.inputs), Probe(data, 2, 16)(data.inputs, data.told)[1]
+    probe = Probe(data, OPTIONS)
+    walls, objects = probe.readout(data.inputs), probe(data.inputs, data.told)[1]
     assert walls.shape == (10, 192)
     assert walls.min() >= -1 and walls.max() <= 1
     assert objects.shape == (10, 2, 2)
@@ -87,7 +88,7 @@ def test_samples_are_joined_in_order() -> None:
 @pytest.mark.parametrize("count", [1, 5])
 def test_readouts_are_bilinear_in_the_state(count: int) -> None:
     data = samples(count, 0)
-    readout = Probe(data, 3, 16).readout
+    readout = Probe(data, replace(OPTIONS, num_readouts=3)).readout
     doubled = tuple(2 * part for part in data.inputs)
     with torch.no_grad():
         assert torch.allclose(readout(doubled), 2 * readout(data.inputs), atol=1e-5)
