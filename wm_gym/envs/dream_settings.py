@@ -29,6 +29,7 @@ class DreamSettings:
     end_at_reward: bool = False
     reward_threshold: float | None = None
     max_distance: float | None = None
+    feedback_interval: int | None = None
 
     def check(self) -> None:
         """Raises ValueError for a number out of range or an unknown dtype."""
@@ -38,6 +39,9 @@ class DreamSettings:
             raise ValueError(
                 f"refresh_steps must be 0 (never) or a whole number from 2 on, got {self.refresh_steps!r}."
             )
+        interval = self.feedback_interval
+        if interval is not None and (not isinstance(interval, (int, np.integer)) or interval < 0):
+            raise ValueError(f"feedback_interval must be 0 (no frame enters) or a whole number, got {interval!r}.")
         if self.reward_threshold is not None and not 0 < self.reward_threshold < 1:
             raise ValueError(f"reward_threshold must be between 0 and 1, or None, got {self.reward_threshold!r}.")
         check_max_distance(self.max_distance, self.refresh_steps)

@@ -71,7 +71,10 @@ class Dreams:
         self.num_rows = num_rows
         self.observation_space = loaded.observation_space
         self.action_space = loaded.action_space
-        self.model = WorldModel.from_weights(loaded.config, loaded.tensors, device, name=str(settings.checkpoint))
+        config = dict(loaded.config)
+        if settings.feedback_interval is not None:
+            config["feedback_interval"] = settings.feedback_interval
+        self.model = WorldModel.from_weights(config, loaded.tensors, device, name=str(settings.checkpoint))
         if self.model.config.pose_size > 0 and not self.model.config.odometry:
             raise ValueError(
                 f"The checkpoint {settings.checkpoint} needs poses; an environment can only dream from actions. If the "

@@ -67,6 +67,8 @@ class WorldModelEnv(gym.Env[np.ndarray, Any]):
             never. Beyond, the model has nothing to recall, and an agent that learns may find rewards that are none.
             Truncated, not terminated: PPO takes the value of the last observation for what would have come. Only for
             models with odometry, and without `refresh_steps`.
+        feedback_interval: every how many frames a dreamed one enters memory, while pure noise at its pose stands for
+            the others; 0: none, 1: all; None: as the checkpoint was made (`WorldModelConfig.feedback_interval`).
         render_mode: None, "rgb_array" (`render()` gives a copy of the observation) or "human" (a window; pygame).
 
     Raises:
@@ -90,6 +92,7 @@ class WorldModelEnv(gym.Env[np.ndarray, Any]):
         end_at_reward: bool = False,
         reward_threshold: float | None = None,
         max_distance: float | None = None,
+        feedback_interval: int | None = None,
         render_mode: str | None = None,
     ) -> None:
         if render_mode is not None and render_mode not in RENDER_MODES:
@@ -107,6 +110,7 @@ class WorldModelEnv(gym.Env[np.ndarray, Any]):
             end_at_reward,
             reward_threshold,
             max_distance,
+            feedback_interval,
         )
         self._dreams = Dreams(1, settings)
         self.observation_space = self._dreams.observation_space

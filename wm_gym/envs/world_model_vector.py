@@ -70,6 +70,7 @@ class WorldModelVectorEnv(VectorEnv[Any, Any, Any]):
         end_at_reward: bool = False,
         reward_threshold: float | None = None,
         max_distance: float | None = None,
+        feedback_interval: int | None = None,
         output: Literal["numpy", "torch"] = "numpy",
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: Literal["rgb_array"] | None = None,
@@ -91,6 +92,7 @@ class WorldModelVectorEnv(VectorEnv[Any, Any, Any]):
             end_at_reward,
             reward_threshold,
             max_distance,
+            feedback_interval,
         )
         self._dreams = Dreams(num_envs, settings)
         self._output = output
