@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.dataset import Batch
+from training.mirror import mirror
 from training.own_frames import after, continued_by_own_frames, scattered_own_frames
 from training.pose_input import model_poses
 from training.revisits import Turns, no_turns, turn_round
@@ -39,6 +40,8 @@ class LossConfig:
     longest_prefix: float = 1.0  # ... and at most this long; one frame remains at least
     noise_after_prefix: float = 0.0  # of these sequences: nothing but pure noise follows, to be told from memory alone
     revisit_probability: float = 0.0  # of a sequence to turn round and show its frames again; its prefix ends there
+    mirror_probability: float = 0.0  # of a sequence to be seen in a mirror (`training.mirror`) ...
+    mirrored_actions: tuple[int, ...] = ()  # ... where each action is another one; () if the model is told no actions
     own_generations: int = 0  # passes in which a stage's self_context continues prefixes; 0: own frames among real ones
     min_frame_level: float = 0.1  # frames with a lower level are context and have no frame loss
     reward_weight: float = 0.05
@@ -50,11 +53,13 @@ class LossConfig:
     def __post_init__(self) -> None:
         fractions = (self.clean_fraction, self.pure_noise_fraction, self.clean_fraction + self.pure_noise_fraction)
         fractions += (self.prefix_probability, self.noise_after_prefix, self.revisit_probability)
+        fractions += (self.mirror_probability,)
         if not all(0 <= fraction <= 1 for fraction in fractions):
             raise ValueError(
-                "clean_fraction, pure_noise_fraction, their sum, prefix_probability, noise_after_prefix and "
-                f"revisit_probability must be in [0, 1], got {self.clean_fraction}, {self.pure_noise_fraction}, "
-                f"{self.prefix_probability}, {self.noise_after_prefix} and {self.revisit_probability}."
+                "clean_fraction, pure_noise_fraction, their sum, prefix_probability, noise_after_prefix, "
+                "revisit_probability and mirror_probability must be in [0, 1], got "
+                f"{self.clean_fraction}, {self.pure_noise_fraction}, {self.prefix_probability}, "
+                f"{self.noise_after_prefix}, {self.revisit_probability} and {self.mirror_probability}."
             )
         if not 0 <= self.shortest_prefix < self.longest_prefix <= 1:
             raise ValueError(
@@ -177,6 +182,8 @@ def world_model_loss(
     """
     size, length = batch.frames.shape[:2]
     turns = no_turns(size, length, batch.frames.device)
+    if config.mirror_probability > 0:
+        batch = mirror(batch, config.mirror_probability, config.mirrored_actions, generator)
     if config.revisit_probability > 0:
         if not model.config.pose_size:
             raise ValueError("revisit_probability is above 0, but only poses tell a model where it is led back.")

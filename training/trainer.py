@@ -16,6 +16,7 @@ from training.dataset import Batch, EpisodeDataset
 from training.distributed import Processes
 from training.loss_weights import LEARNING_RATE_FACTOR, LearnedWeights
 from training.losses import ClassWeights, Metrics, world_model_loss
+from training.mirror import check_mirror
 from training.muon import MuonAdamW
 from training.provenance import command_arguments, provenance, seed_ranges
 from training.recipes import Recipe, Stage
@@ -33,7 +34,8 @@ def model_config(recipe: Recipe, dataset: EpisodeDataset) -> WorldModelConfig:
     """The recipe's model, fitted to the spaces of the data.
 
     Raises:
-        ValueError: if observations are no uint8 frames, actions neither discrete nor vectors, or poses do not fit.
+        ValueError: if observations are no uint8 frames, actions neither discrete nor vectors, or poses do not fit, or
+            if the recipe mirrors what has no known mirror image.
     """
     observations, actions = dataset.observation_space, dataset.action_space
     if not isinstance(observations, gym.spaces.Box) or observations.dtype != "uint8" or len(observations.shape) != 3:
@@ -47,6 +49,10 @@ def model_config(recipe: Recipe, dataset: EpisodeDataset) -> WorldModelConfig:
     pose_size = int(dataset.pose.shape[-1])
     if recipe.model.pose_size not in (0, pose_size):
         raise ValueError(f"pose_size is {recipe.model.pose_size}, but poses in the data have {pose_size} numbers.")
+    if recipe.loss.mirror_probability > 0:
+        num_actions = action_size if action_kind == "discrete" else None
+        pose_kind = recipe.model.pose_kind if recipe.model.pose_size else None
+        check_mirror(recipe.loss.mirrored_actions, num_actions, recipe.model.hide_actions, pose_kind)
     height, width, channels = observations.shape
     return dataclasses.replace(
         recipe.model,

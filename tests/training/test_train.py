@@ -253,6 +253,7 @@ def test_a_missing_store_is_one_sentence_and_writes_nothing(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--recipe.loss.mirror-probability", "0.5"], "each of the model's 3 actions is in the mirror"),
         (["--recipe.stages.1.length", "42"], "41 frames"),
         (["--recipe.model.pose-size", "3"], "pose_size is 3, but poses in the data have 4 numbers"),
         (["--recipe.model.reward-values", "0.0", "5.0"], "rewards 1"),
@@ -267,6 +268,13 @@ def test_settings_that_do_not_fit_the_data_are_refused_at_once(
         main([*FAST, "--data", str(store), "--out", str(tmp_path / "run"), *options])
     assert message in str(stop.value.code)
     assert not (tmp_path / "run").exists()
+
+
+def test_mirrored_sequences_change_what_is_learned_from_the_same_data(store: Path, tmp_path: Path) -> None:
+    mirrored = ["--recipe.loss.mirror-probability", "0.5", "--recipe.loss.mirrored-actions", "0", "2", "1"]
+    paths = [run(store, tmp_path / name, *more) for name, more in (("plain", ()), ("seen", mirrored))]
+    plain, seen = (safetensors.torch.load_file(path) for path in paths)
+    assert any(not torch.equal(plain[name], seen[name]) for name in plain)
 
 
 def test_the_exported_model_loads_and_tells_where_it_comes_from(store: Path, tmp_path: Path) -> None:
