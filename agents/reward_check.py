@@ -37,9 +37,9 @@ from wm_gym.comparison.pictures import Captions, comparison_frames
 from wm_gym.comparison.record import Record
 from wm_gym.files import write_json
 from wm_gym.film import write_video
+from wm_gym.policies import WALKERS
 from wm_gym.provenance import command_arguments, provenance
 
-READ_INFO = ("navigator", "restless", "oracle")
 PART_PSNR = 22.0  # dB; the film's line between like and unlike, as in wm-gym compare
 FILM_FPS = 15
 CPU_BATCH, GPU_BATCH = 8, 64
@@ -67,7 +67,7 @@ class RewardCheckConfig:
     context: int = 100
     """Real frames that the dream is started from."""
     context_policy: str = "navigator"
-    """Acts in the real environment up to there: as `policy`, or navigator or oracle in Memory Maze."""
+    """Acts in the real environment up to there: as `policy`, or navigator, restless or oracle in Memory Maze."""
     horizon: int = 400
     """Dreamed steps."""
     tolerance: int = 3
@@ -89,7 +89,7 @@ class RewardCheckConfig:
         for name, minimum in smallest.items():
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}.")
-        if self.policy in READ_INFO:
+        if self.policy in WALKERS:
             raise ValueError(f"The {self.policy} reads the real environment's info, which a dream does not have.")
 
 

@@ -43,13 +43,13 @@ def mirror(batch: Batch, probability: float, actions: Sequence[int], generator: 
     """Shows each sequence in a mirror with a probability.
 
     Args:
-        batch: on the generator's device, with planar poses or none.
+        batch: on the generator's device. Poses of other than four numbers, which the model is not told, stay.
         actions: as in `check_mirror`.
     """
     device = batch.frames.device
     chosen = torch.rand(len(batch.frames), generator=generator, device=device) < probability
     changes = {"frames": _where(chosen, batch.frames.flip(3), batch.frames)}
-    if batch.pose.shape[-1]:
+    if batch.pose.shape[-1] == len(REFLECTION):  # others no model is told that may be mirrored
         changes["pose"] = _where(chosen, batch.pose * batch.pose.new_tensor(REFLECTION), batch.pose)
     if actions:
         changes["actions"] = _where(chosen, torch.tensor(actions, device=device)[batch.actions], batch.actions)

@@ -288,6 +288,7 @@ class Oracle(Navigator):
         return _path_to(self._cell((float(goal_x), float(goal_y))), start, self._search(start))
 
 
+# By name; all of them read info that only the real maze has.
 WALKERS: dict[str, type[Navigator]] = {"navigator": Navigator, "restless": RestlessNavigator, "oracle": Oracle}
 
 

@@ -223,8 +223,9 @@ def test_the_rewards_of_a_learned_dream_are_real(line_dream, tmp_path):
 
 
 def test_what_does_not_fit_is_a_clear_error(tmp_path, tiny_kwargs, monkeypatch, capsys):
-    with pytest.raises(ValueError, match="reads the real environment's info"):
-        config(tmp_path, tiny_kwargs, policy="navigator")
+    for policy in ("navigator", "restless"):
+        with pytest.raises(ValueError, match=f"{policy} reads the real environment's info"):
+            config(tmp_path, tiny_kwargs, policy=policy)
     with pytest.raises(ValueError, match="horizon must be at least 1"):
         config(tmp_path, tiny_kwargs, horizon=0)
     with pytest.raises(ValueError, match="is none"):

@@ -181,6 +181,7 @@ def test_a_stable_baselines3_model_can_be_watched(tmp_path: Path) -> None:
     [
         ({"policy": "navigator"}, "add --real"),
         ({"policy": "oracle"}, "add --real"),
+        ({"policy": "restless"}, "add --real"),
         ({"context_frames": 1000}, "1000"),
         ({"policy": "expert"}, "got 'expert'"),
         ({"env": "Nowhere-v0", "real": False}, "Nowhere"),

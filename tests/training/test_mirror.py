@@ -70,6 +70,13 @@ def test_mirrored_actions_lead_through_a_mirrored_maze_as_recorded_ones_through_
     assert np.ptp(walks[0][:, :2], axis=0).min() > 0.5, "it got about"
 
 
+def test_poses_that_the_model_is_not_told_stay() -> None:
+    batch = dataclasses.replace(recorded(), pose=torch.rand(B, T, 3))
+    seen = mirror(batch, 1.0, MAZE_ACTIONS, generator())
+    assert torch.equal(seen.pose, batch.pose)
+    assert torch.equal(seen.frames, batch.frames.flip(3))
+
+
 def test_the_probability_decides_how_many_are_mirrored() -> None:
     batch = recorded()
     seen = mirror(batch, 0.5, MAZE_ACTIONS, generator())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -63,16 +64,16 @@ class ProbeTraining:
     patience: int = 15
 
 
-class AnyProbe(nn.Module):
+class AnyProbe(nn.Module, ABC):
     """What `train_probe` trains."""
 
+    @abstractmethod
     def forward(self, inputs: Sequence[Tensor], told: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of walls [B, P], and objects [B, k, 2]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, data: ProbeData) -> Tensor:
         """Of its answers to these samples."""
-        raise NotImplementedError
 
 
 class StateReadout(nn.Module):

@@ -23,6 +23,7 @@ from wm_gym.play.passes import SHARP, Passes, choose_passes
 from wm_gym.play.protocol import MAX_FPS, MIN_FPS
 from wm_gym.play.session import MAX_MOMENTS, Session
 from wm_gym.play.world import Recorder, World
+from wm_gym.policies import WALKERS
 from wm_gym.policy_loading import load_policy
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 DREAM_ENTRY_POINT = "wm_gym.envs.world_model:WorldModelEnv"
 DEFAULT_CONTEXT_FRAMES = 100
-READ_THE_MAP = ("navigator", "oracle")
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Troupe:
         # Where the number of passes is not settled yet, this one is made for trying out what two of them cost.
         untold = {"num_denoising_steps": SHARP} if self._is_dream else {}
         self._first = _make(config.env, untold | self._arguments)
-        if self._is_dream and config.policy in READ_THE_MAP and not config.real:
+        if self._is_dream and config.policy in WALKERS and not config.real:
             raise ValueError(f"The {config.policy} reads the map of the real maze: add --real.")
         self.label = "dream" if self._is_dream else "environment"
         World(self._first, self.label)
