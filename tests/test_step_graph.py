@@ -19,6 +19,7 @@ from wm_gym.step_memory import StepMemory
 from wm_gym.world_model import ModelState, WorldModel
 
 BATCH = 3
+PLANAR = {"pose_size": 4, "pose_kind": "planar", "hide_noise": True}
 KEYS = torch.tensor([5, -7, 1 << 62])
 
 
@@ -83,9 +84,11 @@ def assert_same_state(a: ModelState, b: ModelState, tolerance: float | None = No
         {"frame_height": 32, "block_sizes": (2, 1), "window": 5, "reward_values": (-1.0, 0.0, 2.0)},
         {"action_kind": "continuous", "action_size": 2},
         {"pose_size": 4},
-        {"pose_size": 4, "pose_kind": "planar", "hide_noise": True},
+        PLANAR,
         {"hide_noise": True, "feedback_interval": 3},
         {"num_scan_groups": 2},
+        {**PLANAR, "map_size": 24, "map_width": 3, "map_layer": 1},
+        {**PLANAR, "map_size": 24, "map_width": 3, "map_layer": 0, "feedback_interval": 2},
     ],
     ids=[
         "default",
@@ -96,6 +99,8 @@ def assert_same_state(a: ModelState, b: ModelState, tolerance: float | None = No
         "planar",
         "every third frame enters",
         "two groups",
+        "map",
+        "map at the first layer",
     ],
 )
 @pytest.mark.parametrize(("num_denoising_steps", "num_steps"), [(1, 30), (3, 8)])

@@ -125,4 +125,4 @@ class CarriedPass:
 
 def detached(layer: LayerState) -> LayerState:
     """The same memory, through which no gradient passes."""
-    return LayerState(**{name: tensor.detach() for name, tensor in vars(layer).items()})
+    return LayerState(**{name: None if tensor is None else tensor.detach() for name, tensor in vars(layer).items()})

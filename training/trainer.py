@@ -27,6 +27,7 @@ from wm_gym.checkpoint import load_checkpoint, save_checkpoint
 from wm_gym.nn.backbone import fused_kernels_fit
 from wm_gym.world_model import WorldModel, WorldModelConfig
 
+MAP_PREFIX, MAP_FIELDS = "backbone.map_memory.", ("map_size", "map_cell", "map_width", "map_layer")
 LINE_WEIGHT = "backbone.embedding.ray.line.weight"
 
 
@@ -68,7 +69,8 @@ def load_initial_weights(model: WorldModel, name_or_path: str) -> None:
     """Copies the weights of a wm_gym checkpoint. Raises ValueError if it was made with another configuration.
 
     How often it takes in its own frames may differ, and whether it is told actions: no weight depends on that. Lines of
-    sight (`ray_lines`) that it was not told begin as 0, so that the model starts as the checkpoint was.
+    sight (`ray_lines`) that it was not told begin as 0, and so does what is read from a map (`map_size`) that it did not
+    have, so that the model starts as the checkpoint was.
     A checkpoint's odometry is left out where the model has none: `training.odometry` adds it when all else is trained.
     """
     checkpoint = load_checkpoint(name_or_path)
@@ -82,6 +84,9 @@ def load_initial_weights(model: WorldModel, name_or_path: str) -> None:
     if wanted["ray_lines"] and not given["ray_lines"]:
         given["ray_lines"] = True
         tensors = tensors | {LINE_WEIGHT: torch.zeros_like(model.state_dict()[LINE_WEIGHT])}
+    if wanted["map_size"] and not given["map_size"]:
+        given |= {key: wanted[key] for key in MAP_FIELDS}
+        tensors = tensors | {k: v for k, v in model.state_dict().items() if k.startswith(MAP_PREFIX)}
     different = sorted(key for key in wanted if given[key] != wanted[key])
     if different:
         was = ", ".join(f"{key}={given[key]!r}" for key in different)

@@ -15,6 +15,7 @@ K  blocks of a frame in one layer
 L  tokens in one scanned sequence
 h, d  heads and their dimension
 s  dimension of the SSM state
+V  values in a cell of a map, and their weight
 g  groups of consecutive heads that share what writes to a state and what reads from it
 
 "Frames" are uint8, channels last, 0..255. "ModelFrames" are float, channels first, -1..1; see :mod:`wm_gym.codec`.
@@ -54,6 +55,7 @@ Heads = Float[Tensor, "B T N h d"]
 SSMState = Float[Tensor, "B K h d s"]
 ConvState = Float[Tensor, "B K taps channels"]
 KVCache = Float[Tensor, "B window N 2 h d"]
+FrameMap = Float[Tensor, "B cells V"]
 
 RowMask = Bool[Tensor, "B"]
 FrameMask = Bool[Tensor, "B T"]

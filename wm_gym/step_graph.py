@@ -207,14 +207,14 @@ class StepGraph:
         entering = memory.frame * (1 - expand_level(level, memory.frame))
         frames = torch.stack([entering, self._shown(noise, self._first_level)], dim=1)
         levels = F.embedding(F.pad(level[:, None], (0, 1), value=1.0).long(), self._end_levels)
-        output = self._network(frames, condition + levels, memory, 1, poses)
+        output = self._network(frames, condition + levels, memory, 1, poses, level[:, None])
         memory.num_committed += 1
         self.noise_counters += 1
-        noisy = noise
-        for (before, now), level in zip(self._changes, self._later_levels, strict=True):
+        noisy, none = noise, level[:, None][:, :0]
+        for (before, now), embedded in zip(self._changes, self._later_levels, strict=True):
             noisy = euler_update(noisy, output.frame, before, now)
             shown = self._shown(noisy, now)
-            output = self._network(shown[:, None], condition[:, 1:] + level, memory, 0, poses[1:])
+            output = self._network(shown[:, None], condition[:, 1:] + embedded, memory, 0, poses[1:], none)
         return self._finish(output)
 
     def _shown(self, noisy: ModelFrame, level: float) -> ModelFrame:

@@ -10,6 +10,7 @@ from torch import Tensor
 from wm_gym.array_typing import ModelFrame, RowCount
 from wm_gym.nn.block_scan import CONV_TAPS
 from wm_gym.nn.config import WorldModelConfig
+from wm_gym.nn.map_memory import map_shape
 from wm_gym.nn.odometry import odometry_state_size
 from wm_gym.nn.state import LayerState, ModelState, PendingFrame
 
@@ -24,11 +25,13 @@ class LayerMemory:
         ssm_state: ``[B, K, h, d, s]``, float32 or bfloat16.
         conv_state: ``[B, K, taps - 1, channels]``.
         kv_ring: ``[B, window, N, 2, h, d]``; the frame that was the n-th to enter memory sits in slot n % window.
+        place_map: ``[B, G * G, V + 1]`` float32, in the layer that has a map.
     """
 
     ssm_state: Tensor
     conv_state: Tensor
     kv_ring: Tensor
+    place_map: Tensor | None = None
 
 
 class StepMemory:
@@ -83,11 +86,12 @@ class StepMemory:
                 buffer(count, blocks, CONV_TAPS - 1, c.num_scan_channels),
             )
         rings = buffer(len(c.block_sizes), c.window, c.num_tokens, 2, c.num_attention_heads, head_dim)
+        place_map = buffer(1, *map_shape(c), dtype=torch.float32)[0] if c.map_size else None
         layers = []
         for i, size in enumerate(c.block_sizes):
             number = c.block_sizes[:i].count(size)
             ssm_states, conv_states = scan[size]
-            layers.append(LayerMemory(ssm_states[number], conv_states[number], rings[i]))
+            layers.append(LayerMemory(ssm_states[number], conv_states[number], rings[i], place_map if i == c.map_layer else None))
         self.layers = tuple(layers)
         self.frame = buffer(1, c.frame_channels, c.frame_height, c.frame_width, dtype=torch.float32)[0]
         if c.action_kind == "discrete":
@@ -170,6 +174,10 @@ class StepMemory:
                 (own.conv_state, layer.conv_state),
                 (own.kv_ring, layer.kv_cache),
             ]
+            if (own.place_map is None) != (layer.place_map is None):
+                raise ValueError("the state must hold a map exactly if the model has one.")
+            if own.place_map is not None and layer.place_map is not None:
+                pairs.append((own.place_map, layer.place_map))
         return pairs
 
     @torch.no_grad()
@@ -184,7 +192,12 @@ class StepMemory:
         num_committed = self.num_committed[rows]
         slots = (num_committed[:, None] + torch.arange(self.config.window, device=self.device)) % self.config.window
         layers = tuple(
-            LayerState(own.ssm_state[rows].float(), own.conv_state[rows], _pick(own.kv_ring[rows], slots))
+            LayerState(
+                own.ssm_state[rows].float(),
+                own.conv_state[rows],
+                _pick(own.kv_ring[rows], slots),
+                None if own.place_map is None else own.place_map[rows],
+            )
             for own in self.layers
         )
         pose, odometry = (None if part is None else part[rows] for part in (self.pose, self.odometry))

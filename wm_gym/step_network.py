@@ -17,6 +17,7 @@ from wm_gym.nn.backbone import ConditionEmbedding
 from wm_gym.nn.heads import patchify
 from wm_gym.nn.layers import Layer, fourier_features
 from wm_gym.nn.local_attention import Rotary
+from wm_gym.nn.map_memory import MapMemory, Places
 from wm_gym.ops import step as ops
 from wm_gym.step_memory import LayerMemory, StepMemory
 from wm_gym.world_model import WorldModel
@@ -55,6 +56,7 @@ class StepNetwork:
         self._embed = _cast(embedding.proj.weight, dtype)
         self._position = _cast(embedding.position.flatten(0, 1) + embedding.proj.bias, dtype)
         self._ray = _frozen(embedding.ray)
+        self._map = _map_in(backbone.map_memory, dtype)
         self._pixels = _LinearWeights(head.proj, dtype)
         self._events = (_LinearWeights(events.hidden, dtype), _LinearWeights(events.out, dtype))
         c = model.config
@@ -86,6 +88,7 @@ class StepNetwork:
         memory: StepMemory,
         num_committed: int,
         poses: tuple[Pose, ...] = (),
+        levels: NoiseLevels | None = None,
     ) -> NetworkOutput:
         """Run F frames of each dream after its memory and say what the last of them is.
 
@@ -94,6 +97,7 @@ class StepNetwork:
             condition: ``[B, F, condition_width]``, sum of the two embeddings.
             memory: the first ``num_committed`` (0 or 1) frames enter it, but for its counters and its pending frame.
             poses: F times ``[B, P]``, or nothing.
+            levels: noise levels of the frames that enter memory, ``[B, num_committed]``, which a map asks for.
         """
         c = self.config
         batch, length = frames.shape[:2]
@@ -110,6 +114,13 @@ class StepNetwork:
         branch: Tensor | None = None
         gate: Tensor | None = None
         for i, (weights, own) in enumerate(zip(self._layers, memory.layers, strict=True)):
+            if self._map is not None and own.place_map is not None:
+                if branch is not None and gate is not None:
+                    tokens.add_((1 + gate[:, None]) * branch)
+                    branch = gate = None
+                assert levels is not None, "a map asks for noise levels"
+                seen_from = Places(levels, torch.stack(poses, dim=1))
+                tokens.add_(self._map.step(tokens.view(grid), seen_from, own.place_map, num_committed).view_as(tokens))
             part = modulation[i * _PARTS_PER_LAYER : (i + 1) * _PARTS_PER_LAYER]
             x = self._adaln(tokens, branch, gate, part[0], part[1])
             branch = weights.scan(x.view(grid), own, num_committed).view_as(tokens)
@@ -254,6 +265,16 @@ class _ConditionTable:
 
 def _cast(parameter: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return parameter.detach().to(dtype).contiguous()
+
+
+def _map_in(module: MapMemory | None, dtype: torch.dtype) -> MapMemory | None:
+    """A copy that later training leaves alone, with weights of matrix products in `dtype`."""
+    if module is None:
+        return None
+    copied = copy.deepcopy(module).requires_grad_(False)
+    for linear in (copied.narrow, copied.lift, copied.gather, copied.out):
+        linear.to(dtype)
+    return copied
 
 
 def _frozen(module: nn.Module | None) -> nn.Module | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -25,7 +25,7 @@ def plain(backbone: Backbone, tokens: Tensor, condition: Tensor, rotary: Rotary)
 def fused(backbone: Backbone, tokens: Tensor, condition: Tensor, rotary: Rotary) -> Tensor:
     from wm_gym.nn.fused import run_layers  # imports Triton
 
-    layers = cast("Iterable[Layer]", backbone.layers)
+    layers = cast("Sequence[Layer]", backbone.layers)
     return run_layers(layers, tokens, condition, rotary, backbone.checkpoint_layers)
 
 

@@ -15,6 +15,7 @@ from training.baselines.config import Architecture, BaselineConfig, baseline_con
 from training.baselines.layers import MambaLayer, TransformerLayer
 from wm_gym.array_typing import Condition, RowCount, Tokens
 from wm_gym.nn.backbone import Backbone
+from wm_gym.nn.map_memory import Places
 from wm_gym.ops import frame_block_mask
 from wm_gym.world_model import ModelState, WorldModel, WorldModelConfig
 
@@ -62,8 +63,9 @@ class BaselineBackbone(Backbone):
         layers: tuple[Any, ...] | None,
         num_cached: RowCount | None,
         num_committed: int,
+        places: Places,
     ) -> tuple[Tokens, tuple[Any, ...]]:
-        """All layers after each other; arguments as in `Backbone.forward`.
+        """All layers after each other; arguments as in `Backbone.run_layers`, without a map.
 
         Raises:
             ValueError: if rows hold different numbers of frames, or the bidirectional transformer is given more frames

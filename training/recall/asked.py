@@ -19,6 +19,7 @@ from training.recall.probe_model import AnyProbe, ProbeData, ProbeTraining, wall
 from training.recall.surroundings import grid_around
 from wm_gym.array_typing import Actions, Frames, Poses, Tokens
 from wm_gym.nn.config import WorldModelConfig
+from wm_gym.nn.map_memory import Places
 from wm_gym.nn.pose import FIELD_OF_VIEW
 from wm_gym.nn.state import ModelState
 from wm_gym.poses import relative_to
@@ -96,7 +97,8 @@ def answers(model: WorldModel, state: ModelState, actions: Actions, poses: Poses
         with torch.autocast(pose.device.type, torch.bfloat16, enabled=pose.is_cuda):
             condition = backbone.condition(level, action, has_action, pose)
             tokens = backbone.embedding(frames, pose)
-            tokens, layers = backbone.run_layers(tokens, condition, layers, known, num_committed=frames.shape[1])
+            where = Places(level, pose)
+            tokens, layers = backbone.run_layers(tokens, condition, layers, known, frames.shape[1], where)
         known = known + frames.shape[1]
         return tokens.float()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +30,7 @@ from wm_gym.nn.config import WorldModelConfig
 from wm_gym.nn.heads import EventHead, FrameHead, PatchEmbedding
 from wm_gym.nn.layers import Layer, fourier_features
 from wm_gym.nn.local_attention import Rotary
+from wm_gym.nn.map_memory import MapMemory, Places, map_shape
 from wm_gym.nn.pose import PlanarPose
 from wm_gym.nn.state import LayerState
 from wm_gym.ops import frame_block_mask
@@ -90,6 +93,7 @@ class Backbone(nn.Module):
         self.embedding = PatchEmbedding(config)
         self.condition = ConditionEmbedding(config)
         self.layers = nn.ModuleList(self.make_layers())
+        self.map_memory = MapMemory(config) if config.map_size else None
         self.frame_head = FrameHead(config)
         self.event_head = EventHead(config)
         # Whether a pass without memory runs on the fused kernels where it can; the results differ by rounding only.
@@ -105,7 +109,8 @@ class Backbone(nn.Module):
         """Empty memories; ``dtype`` is that of activations, SSM states are float32."""
         c = self.config
         states = []
-        for size in c.block_sizes:
+        for i, size in enumerate(c.block_sizes):
+            has_map = self.map_memory is not None and i == c.map_layer
             blocks = c.num_tokens // size**2
             kv_shape = (batch_size, c.window, c.num_tokens, 2, c.num_attention_heads, c.width // c.num_attention_heads)
             states.append(
@@ -113,6 +118,7 @@ class Backbone(nn.Module):
                     torch.zeros(batch_size, blocks, c.num_scan_heads, c.head_dim, c.state_dim, device=device),
                     torch.zeros(batch_size, blocks, CONV_TAPS - 1, c.num_scan_channels, device=device, dtype=dtype),
                     torch.zeros(kv_shape, device=device, dtype=dtype),
+                    torch.zeros(batch_size, *map_shape(c), device=device) if has_map else None,
                 )
             )
         return tuple(states)
@@ -141,7 +147,9 @@ class Backbone(nn.Module):
         if self.config.hide_noise:
             frames = frames * (1 - expand_level(noise_level, frames))
         tokens = self.embedding(frames, pose)
-        tokens, new_layers = self.run_layers(tokens, condition, layers, num_cached, num_committed)
+        tokens, new_layers = self.run_layers(
+            tokens, condition, layers, num_cached, num_committed, Places(noise_level, pose)
+        )
         reward_logits, termination_logits = self.event_head(tokens)
         return Output(self.frame_head(tokens, condition), reward_logits, termination_logits), new_layers
 
@@ -152,8 +160,9 @@ class Backbone(nn.Module):
         layers: tuple[LayerState, ...] | None,
         num_cached: RowCount | None,
         num_committed: int,
+        places: Places,
     ) -> tuple[Tokens, tuple[LayerState, ...]]:
-        """All layers after each other; arguments as in `forward`."""
+        """All layers after each other; arguments as in `forward`, `places` for the map."""
         c = self.config
         frames = tokens.shape[1]
         length = frames + (0 if layers is None else c.window)
@@ -163,18 +172,26 @@ class Backbone(nn.Module):
         if layers is None and fused:
             from wm_gym.nn.fused import run_layers
 
-            tokens = run_layers(self.layers, tokens, condition, rotary, self.checkpoint_layers)  # pyright: ignore[reportArgumentType]
-            return tokens, ()
+            before = {}
+            if (map_memory := self.map_memory) is not None:
+                before[c.map_layer] = lambda tokens: map_memory(tokens, places, None, 0)[0]
+            layers_ = cast(Sequence[Layer], self.layers)
+            return run_layers(layers_, tokens, condition, rotary, self.checkpoint_layers, before), ()
         block_mask = None
         if layers is None and tokens.is_cuda:
             block_mask = frame_block_mask(frames, c.num_tokens, c.window, tokens.device)
         new_layers = []
         for i, layer in enumerate(self.layers):
             before = None if layers is None else layers[i]
+            place_map = None
+            if self.map_memory is not None and i == c.map_layer:
+                given = None if before is None else before.place_map
+                read, place_map = self.map_memory(tokens, places, given, num_committed)
+                tokens = tokens + read
             arguments = (tokens, condition, rotary, before, num_cached, num_committed, block_mask)
             tokens, after = self.run_layer(layer, *arguments)
             if after is not None:
-                new_layers.append(after)
+                new_layers.append(dataclasses.replace(after, place_map=place_map))
         return tokens, tuple(new_layers)
 
     def run_layer(self, layer: nn.Module, *arguments: Any) -> tuple[Tokens, Any]:

@@ -13,6 +13,10 @@ _NEWER_FIELDS = {
     "ray_lines",
     "hide_noise",
     "hide_actions",
+    "map_size",
+    "map_cell",
+    "map_width",
+    "map_layer",
     "feedback_interval",
     "odometry",
 }
@@ -44,6 +48,10 @@ class WorldModelConfig:
             and nothing else.
         hide_actions: whether frames are told their pose and not the action that led to them. The pose says all that the
             action does, but for one thing: that whoever walks on finds no wall, which is then taken for granted.
+        map_size: cells of a side of the map that tokens are written into by place (`wm_gym.nn.map_memory`); 0: no map.
+        map_cell: side of a cell, in units of the poses. A map wraps around after ``map_size * map_cell``.
+        map_width: values that a cell holds.
+        map_layer: layers before the tokens are written and the map is read.
         feedback_interval: every how many frames one that was dreamed enters memory; the others enter as pure noise, so
             that nothing of them is kept and no error is built upon. 1: all enter; 0: none. Real frames always do.
         odometry: whether the model predicts the pose of the next frame from its action where none is given.
@@ -71,6 +79,10 @@ class WorldModelConfig:
     ray_lines: bool = False
     hide_noise: bool = False
     hide_actions: bool = False
+    map_size: int = 0
+    map_cell: float = 0.3
+    map_width: int = 32
+    map_layer: int = 2
     feedback_interval: int = 1
     odometry: bool = False
     reward_values: tuple[float, ...] = (0.0, 1.0)
@@ -108,6 +120,15 @@ class WorldModelConfig:
             raise ValueError(
                 "hide_actions needs poses (pose_size): nothing else would tell where a frame is seen from."
             )
+        if self.map_size and self.pose_kind != "planar":
+            raise ValueError(f"a map needs pose_kind 'planar', got {self.pose_kind!r}.")
+        if self.map_size < 0 or self.map_width < 1 or self.map_cell <= 0:
+            raise ValueError(
+                "map_size must be at least 0, map_width at least 1 and map_cell above 0, got "
+                f"{self.map_size}, {self.map_width} and {self.map_cell}."
+            )
+        if self.map_size and not 0 <= self.map_layer < len(self.block_sizes):
+            raise ValueError(f"map_layer is {self.map_layer}; expected 0 to {len(self.block_sizes) - 1}.")
         if self.feedback_interval < 0 or (self.feedback_interval != 1 and not self.hide_noise):
             raise ValueError(
                 "feedback_interval must be at least 0, and needs hide_noise unless it is 1, got "

@@ -5,7 +5,8 @@ What is left beside the kernels are matrix products, so nothing here needs to be
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -29,7 +30,12 @@ class _Stream(NamedTuple):
 
 
 def run_layers(
-    layers: Iterable[Layer], tokens: Tokens, condition: Condition, rotary: Rotary, checkpoint_layers: bool = False
+    layers: Sequence[Layer],
+    tokens: Tokens,
+    condition: Condition,
+    rotary: Rotary,
+    checkpoint_layers: bool = False,
+    before: Mapping[int, Callable[[Tokens], Tokens]] = MappingProxyType({}),
 ) -> Tokens:
     """Run T frames through all layers, from nothing.
 
@@ -37,18 +43,27 @@ def run_layers(
         tokens: ``[B, T, rows, columns, D]``.
         condition: ``[B, T, condition_width]``, already activated.
         rotary: angles of T frames.
+        before: what is added to the tokens that enter a layer, by the layer's number.
         checkpoint_layers: keep only what passes between the layers, and compute the rest again in the backward pass.
     """
     stream = _Stream(tokens, None, None)
-    for layer in layers:
+    for i, layer in enumerate(layers):
+        if i in before:
+            tokens = _finished(stream)
+            stream = _Stream(tokens + before[i](tokens), None, None)
         if checkpoint_layers and torch.is_grad_enabled():
             stream = checkpoint(
                 _layer, layer, *stream, condition, rotary, use_reentrant=False, preserve_rng_state=False
             )
         else:
             stream = _layer(layer, *stream, condition, rotary)
+    return _finished(stream)
+
+
+def _finished(stream: _Stream) -> Tokens:
     tokens, branch, gate = stream
-    assert branch is not None and gate is not None
+    if branch is None or gate is None:
+        return tokens
     return tokens + (1 + _per_frame(gate, tokens)) * branch
 
 

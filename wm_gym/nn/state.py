@@ -13,6 +13,7 @@ from torch import Tensor
 from wm_gym.array_typing import (
     Action,
     ConvState,
+    FrameMap,
     KVCache,
     ModelFrame,
     OdometryState,
@@ -33,11 +34,13 @@ class LayerState:
         ssm_state: one SSM state per block, float32.
         conv_state: the last inputs of the scan's short convolution, per block.
         kv_cache: keys (before rotation) and values of the last ``window`` frames, newest last.
+        place_map: what was written by place (`wm_gym.nn.map_memory`), float32, in the one layer that has it.
     """
 
     ssm_state: SSMState
     conv_state: ConvState
     kv_cache: KVCache
+    place_map: FrameMap | None = None
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,8 @@ class ModelState:
         named: dict[str, Tensor] = {"num_committed": self.num_committed}
         for i, layer in enumerate(self.layers):
             for field in dataclasses.fields(layer):
-                named[f"layers.{i}.{field.name}"] = getattr(layer, field.name)
+                if (value := getattr(layer, field.name)) is not None:
+                    named[f"layers.{i}.{field.name}"] = value
         if self.pending is not None:
             for field in dataclasses.fields(self.pending):
                 if (value := getattr(self.pending, field.name)) is not None:
@@ -157,7 +161,10 @@ class ModelState:
         num_layers = len({key.split(".")[1] for key in tensors if key.startswith("layers.")})
         try:
             layers = tuple(
-                LayerState(**{f.name: tensors[f"layers.{i}.{f.name}"] for f in dataclasses.fields(LayerState)})
+                LayerState(
+                    *(tensors[f"layers.{i}.{name}"] for name in ("ssm_state", "conv_state", "kv_cache")),
+                    tensors.get(f"layers.{i}.place_map"),
+                )
                 for i in range(num_layers)
             )
             pending = None

@@ -1,0 +1,189 @@
+"""A memory that is read and written by place: features of what was seen, laid out on a map of the plane.
+
+Each column of tokens looks along a few rays. A frame in memory has written its features at points along its rays, in
+portions that the network chooses by distance; a frame to come reads the map at the points along its own rays. So what
+was seen from one place is found from any other. Lifting by a distribution over distances is that of arXiv 2008.05711,
+a map as the memory of an agent that of arXiv 1702.08360.
+
+The map is a linear state-space model with decay 1, whose keys are places: a state of constant size, to which frames
+add. It wraps around, so the world may be larger than the map; places that share a cell then are confused.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wm_gym.array_typing import FrameMap, NoiseLevels, Poses, Tokens
+from wm_gym.nn.config import WorldModelConfig
+from wm_gym.nn.pose import FIELD_OF_VIEW, heading_angle
+
+RAYS = 16  # of a frame, or one for each column of tokens if there are more
+DISTANCES = (0.2, 0.5, 0.8, 1.1, 1.4, 1.7, 2.1, 2.5, 2.9, 3.4, 3.9, 4.5, 5.2, 6.0, 7.0, 8.0)  # of the points, in cells
+_COLUMN_WIDTH = 32  # numbers that a token contributes to its column
+_HIDDEN = 256
+_FIRST_WEIGHT = -2.0  # logit of what is written at each point
+_SLIGHT = 1e-2  # weight below which a place counts as hardly seen
+_CHUNK = 16  # frames whose maps are kept side by side without gradients
+
+
+class Places(NamedTuple):
+    """Where T frames are seen from, and how much of each is noise.
+
+    Attributes:
+        level: noise levels ``[B, T]``; what is noise is not written.
+        pose: ``[B, T, 4]``, in cells; None of a model without planar poses, which has no map.
+    """
+
+    level: NoiseLevels
+    pose: Poses | None
+
+
+class MapMemory(nn.Module):
+    """Writes tokens into a map and reads it for others. Shapes: R rays, D distances, ``[..., V + 1]`` values and weight.
+
+    Args:
+        config: with ``map_size`` above 0 and planar poses.
+    """
+
+    distances: Tensor
+    angles: Tensor
+
+    def __init__(self, config: WorldModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        rows, columns = config.token_rows, config.token_columns
+        self.rays_per_column = max(RAYS // columns, 1)
+        rays = columns * self.rays_per_column
+        offset = 1 - (2 * torch.arange(rays) + 1) / rays  # of the image plane, left positive
+        self.register_buffer("angles", torch.atan(offset * math.tan(FIELD_OF_VIEW / 2)), persistent=False)
+        self.register_buffer("distances", torch.tensor(DISTANCES), persistent=False)
+        self.values = config.map_width
+        points = self.rays_per_column * len(DISTANCES)
+        self.narrow = nn.Linear(config.width, _COLUMN_WIDTH)
+        self.lift = nn.Linear(rows * _COLUMN_WIDTH, points * (self.values + 1))
+        self.gather = nn.Linear(points * (self.values + 1), _HIDDEN)
+        self.row = nn.Parameter(torch.randn(rows, _HIDDEN) * 0.1)
+        self.out = nn.Linear(_HIDDEN, config.width)
+        nn.init.zeros_(self.out.weight)  # a model that is given a map goes on as it was
+        nn.init.zeros_(self.out.bias)
+
+    def forward(
+        self, tokens: Tokens, where: Places, state: FrameMap | None, num_committed: int
+    ) -> tuple[Tokens, FrameMap | None]:
+        """What the map adds to the tokens of T frames, each of which reads what the frames before it have written.
+
+        Args:
+            tokens: ``[B, T, rows, columns, width]``.
+            where: the frames are seen from.
+            state: the map before the first frame, ``[B, G * G, V + 1]``; None: nothing, and none is returned.
+            num_committed: leading frames that are written into the map that is returned; the others only read.
+        """
+        assert where.pose is not None, "a map needs poses"
+        places, shares = self.places(where.pose)
+        written = self.written(tokens, where.level)
+        if state is None:
+            maps = self._added(places, shares, written).cumsum(1)
+            return self.out_of(self._found(maps, places, shares, before_first=1), tokens), None
+        found, committed = [], state
+        for start in range(0, tokens.shape[1], _CHUNK):
+            part = slice(start, start + _CHUNK)
+            added = self._added(places[:, part], shares[:, part], written[:, part])
+            maps = torch.cat([state[:, None], added], dim=1).cumsum(1)
+            found.append(self._found(maps, places[:, part], shares[:, part]))
+            state = maps[:, -1]
+            if start < num_committed:
+                committed = maps[:, min(num_committed - start, added.shape[1])]
+        return self.out_of(torch.cat(found, dim=1), tokens), committed
+
+    def step(self, tokens: Tokens, where: Places, place_map: FrameMap, num_committed: int) -> Tokens:
+        """`forward` without gradients, of which all frames but the last are committed, or none of a single one.
+
+        The map is written in place, and nothing of its size is made.
+        """
+        assert where.pose is not None, "a map needs poses"
+        places, shares = self.places(where.pose)
+        written = self.written(tokens[:, :num_committed], where.level[:, :num_committed])
+        found = []
+        for t in range(tokens.shape[1]):
+            now = places[:, t : t + 1], shares[:, t : t + 1]
+            found.append(self._found(place_map[:, None], *now))
+            if t < num_committed:
+                self._add(place_map, *now, written[:, t : t + 1])
+        return self.out_of(torch.cat(found, dim=1), tokens)
+
+    def places(self, pose: Poses) -> tuple[Tensor, Tensor]:
+        """Cells of the map around the points of each ray, int64 ``[B, T, R, D, 4]``, and the share of each."""
+        size, scale = self.config.map_size, 1 / self.config.map_cell
+        angle = heading_angle(pose)[..., None] + self.angles  # [B, T, R]
+        along = torch.stack([angle.cos(), angle.sin()], dim=-1)[..., None, :] * self.distances[:, None]
+        point = (pose[..., None, None, :2].float() + along) * scale
+        low = point.floor()
+        part = point - low
+        x, y = (low.long() % size).unbind(-1)
+        x2, y2 = (x + 1) % size, (y + 1) % size
+        places = torch.stack([x * size + y, x2 * size + y, x * size + y2, x2 * size + y2], dim=-1)
+        px, py = part.unbind(-1)
+        shares = torch.stack([(1 - px) * (1 - py), px * (1 - py), (1 - px) * py, px * py], dim=-1)
+        return places, shares
+
+    def written(self, tokens: Tokens, level: NoiseLevels) -> Tensor:
+        """Values and weight at the points of each ray, ``[B, T, R, D, V + 1]``, float32."""
+        columns = self.narrow(tokens).transpose(2, 3).flatten(3)  # [B, T, columns, rows * narrow]
+        lifted = self.lift(F.silu(columns)).float()
+        lifted = lifted.view(*lifted.shape[:3], self.rays_per_column, len(DISTANCES), self.values + 1).flatten(2, 3)
+        weight = (lifted[..., -1:] + _FIRST_WEIGHT).sigmoid() * (1 - 4 * level).clamp(min=0)[..., None, None, None]
+        return torch.cat([lifted[..., :-1] * weight, weight], dim=-1)
+
+    def _added(self, places: Tensor, shares: Tensor, written: Tensor) -> Tensor:
+        """What each frame adds to the map, ``[B, T, G * G, V + 1]``."""
+        batch, frames = written.shape[:2]
+        added = written.new_zeros(batch * frames, self.config.map_size**2, self.values + 1)
+        index, portions = self._portions(places.flatten(0, 1), shares.flatten(0, 1), written)
+        if torch.is_grad_enabled():  # in whatever order the portions of a cell are added: quick
+            added = added.flatten(0, 1).index_add(0, index, portions)
+        else:
+            added = added.flatten(0, 1).index_put_((index,), portions, accumulate=True)
+        return added.view(batch, frames, -1, self.values + 1)
+
+    def _add(self, place_map: FrameMap, places: Tensor, shares: Tensor, written: Tensor) -> None:
+        """Adds what one frame ``[B, 1, …]`` has written to a map, in place, always in the same order."""
+        index, portions = self._portions(places[:, 0], shares[:, 0], written)
+        place_map.view(-1, self.values + 1).index_put_((index,), portions, accumulate=True)
+
+    def _portions(self, places: Tensor, shares: Tensor, written: Tensor) -> tuple[Tensor, Tensor]:
+        """Cells of n maps after each other, and what goes into each, for places and shares ``[n, R, D, 4]``."""
+        first = torch.arange(len(places), device=places.device).view(-1, 1, 1, 1) * self.config.map_size**2
+        portions = written.reshape(*shares.shape[:3], 1, -1) * shares[..., None]
+        return (places + first).flatten(), portions.flatten(0, -2)
+
+    def _found(self, maps: Tensor, places: Tensor, shares: Tensor, before_first: int = 0) -> Tensor:
+        """What maps ``[B, M, G * G, V + 1]`` hold at the points of T frames, ``[B, T, R, D, V + 1]``.
+
+        Frame t reads map ``t - before_first``, and nothing if there is none.
+        """
+        batch, num_maps, cells = maps.shape[:3]
+        number = torch.arange(places.shape[1], device=places.device) - before_first
+        if before_first:
+            shares = shares * (number >= 0).view(-1, 1, 1, 1)
+        number = number.clamp(min=0) + torch.arange(batch, device=places.device)[:, None] * num_maps
+        index = places + (number * cells)[..., None, None, None]
+        found = maps.reshape(-1, maps.shape[-1]).index_select(0, index.flatten()).view(*places.shape, -1)
+        return (found * shares[..., None]).sum(-2)
+
+    def out_of(self, found: Tensor, tokens: Tokens) -> Tokens:
+        """What the points of each ray ``[B, T, R, D, V + 1]`` add to the tokens ``[B, T, rows, columns, width]``."""
+        value, weight = found[..., :-1], found[..., -1:]
+        seen = torch.cat([value / (weight + _SLIGHT), torch.log(weight + _SLIGHT) + 2], dim=-1)
+        seen = seen.unflatten(2, (-1, self.rays_per_column)).flatten(3)  # [B, T, columns, points * (V + 1)]
+        hidden = self.gather(seen.to(tokens.dtype))
+        return self.out(F.gelu(hidden[:, :, None] + self.row[:, None].to(hidden.dtype)))
+
+
+def map_shape(config: WorldModelConfig) -> tuple[int, int]:
+    """Cells of a map, and numbers in each: the values and the weight that was written."""
+    return config.map_size**2, config.map_width + 1
