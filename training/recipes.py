@@ -241,6 +241,21 @@ def memory_maze_9x9_pose_only() -> Recipe:
     )
 
 
+def memory_maze_9x9_map() -> Recipe:
+    """Goes on from a checkpoint of `memory_maze_9x9_pose_only` (``--init``) with a map beside the states.
+
+    States answer what was asked there before; a map is asked from anywhere (`wm_gym.nn.map_memory`). Half of the mazes
+    are seen in a mirror.
+    """
+    recipe = memory_maze_9x9_pose_only()
+    return dataclasses.replace(
+        recipe,
+        model=dataclasses.replace(recipe.model, map_size=48),
+        loss=dataclasses.replace(recipe.loss, mirror_probability=0.5),
+        learning_rate=9e-4,
+    )
+
+
 def memory_maze_9x9_comparison() -> Recipe:
     """What the rows of the comparison are trained by: `memory_maze_9x9_pose` with 16 tokens per frame in place of 64.
 
@@ -285,6 +300,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         memory_maze_9x9_pose_continued,
         memory_maze_9x9_pose_views,
         memory_maze_9x9_pose_only,
+        memory_maze_9x9_map,
         memory_maze_9x9_comparison,
         tiny,
     )

@@ -67,6 +67,11 @@ def without_long_context(base: Recipe) -> Recipe:
     return dataclasses.replace(base, loss=dataclasses.replace(base.loss, prefix_probability=0.0))
 
 
+def with_map(base: Recipe) -> Recipe:
+    """Ours with a map beside the states, which is read and written by place."""
+    return dataclasses.replace(base, model=dataclasses.replace(base.model, map_size=48))
+
+
 ROWS: dict[str, Callable[[Recipe], Recipe]] = {
     row.__name__: row
     for row in (
@@ -76,6 +81,7 @@ ROWS: dict[str, Callable[[Recipe], Recipe]] = {
         mamba2_frame_attention,
         block_size_1,
         without_long_context,
+        with_map,
         dfot_25,
     )
 }

@@ -118,12 +118,14 @@ def make_optimizer(
 
 
 def layer_matrices(model: nn.Module) -> list[Tensor]:
-    """Weights of the layers' linear maps, but for those that begin at zero (the modulation)."""
+    """Weights of the layers' and the map's linear maps, but for those that begin at zero."""
     assert isinstance(model, WorldModel)
     return [
         module.weight
-        for name, module in model.backbone.layers.named_modules()
-        if isinstance(module, nn.Linear) and not name.endswith("modulation")
+        for name, module in model.backbone.named_modules()
+        if isinstance(module, nn.Linear)
+        and name.startswith(("layers.", "map_memory."))
+        and not name.endswith(("modulation", "map_memory.out"))
     ]
 
 

@@ -16,6 +16,7 @@ LABELS = {
     "mamba2_frame_attention": "Mamba2 + frame-local attention (no block-wise scan)",
     "block_size_1": "block size 1 in every layer",
     "without_long_context": "without long-context training",
+    "with_map": "with a map",
     "dfot_25": "bidirectional (DFoT), 25 frames",
 }
 

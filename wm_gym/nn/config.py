@@ -81,7 +81,7 @@ class WorldModelConfig:
     hide_actions: bool = False
     map_size: int = 0
     map_cell: float = 0.3
-    map_width: int = 32
+    map_width: int = 24
     map_layer: int = 2
     feedback_interval: int = 1
     odometry: bool = False

@@ -25,7 +25,7 @@ from wm_gym.nn.pose import FIELD_OF_VIEW, heading_angle
 RAYS = 16  # of a frame, or one for each column of tokens if there are more
 DISTANCES = (0.2, 0.5, 0.8, 1.1, 1.4, 1.7, 2.1, 2.5, 2.9, 3.4, 3.9, 4.5, 5.2, 6.0, 7.0, 8.0)  # of the points, in cells
 _COLUMN_WIDTH = 32  # numbers that a token contributes to its column
-_HIDDEN = 256
+_HIDDEN = 224
 _FIRST_WEIGHT = -2.0  # logit of what is written at each point
 _SLIGHT = 1e-2  # weight below which a place counts as hardly seen
 _CHUNK = 16  # frames whose maps are kept side by side without gradients
