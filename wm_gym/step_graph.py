@@ -191,7 +191,7 @@ class StepGraph:
         memory = self.memory
         assert self._odometry is not None
         seen = _there(memory.odometry), memory.frame, self._action, _there(memory.pose)
-        pose, carried = self._odometry(*seen, ~memory.dreamed)
+        pose, carried = self._odometry(*seen, ~memory.dreamed, memory.place_map)
         _there(self._pose).copy_(pose)
         self._carried.copy_(carried)
 

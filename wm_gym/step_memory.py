@@ -44,6 +44,7 @@ class StepMemory:
         frame, action, has_action, dreamed, pose, odometry: the pending frame, as in
             :class:`wm_gym.nn.state.PendingFrame`; ``pose`` is None unless the model is conditioned on poses,
             ``odometry`` unless it has odometry.
+        place_map: that of the layer that has one, or None.
         num_committed: frames in memory, ``[B]``.
 
     Args:
@@ -87,6 +88,7 @@ class StepMemory:
             )
         rings = buffer(len(c.block_sizes), c.window, c.num_tokens, 2, c.num_attention_heads, head_dim)
         place_map = buffer(1, *map_shape(c), dtype=torch.float32)[0] if c.map_size else None
+        self.place_map = place_map
         layers = []
         for i, size in enumerate(c.block_sizes):
             number = c.block_sizes[:i].count(size)

@@ -293,8 +293,14 @@ class WorldModel(nn.Module):
             real = torch.ones(seen.shape[:2], dtype=torch.bool, device=seen.device)
             if pending is not None:
                 real[:, 0] = ~pending.dreamed
-            told, carried = self.odometry.follow(carried, seen, actions, before[:, 0], real)
-            poses = torch.cat([before, told], dim=1)
+            # Only the first of them can be dreamed.
+            first, carried = self.odometry(
+                carried, seen[:, 0], actions[:, 0], before[:, 0], real[:, 0], state.place_map
+            )
+            poses = torch.cat([before, first[:, None]], dim=1)
+            if seen.shape[1] > 1:
+                told, carried = self.odometry.follow(carried, seen[:, 1:], actions[:, 1:], first, real[:, 1:])
+                poses = torch.cat([poses, told], dim=1)
         else:
             poses = before
         return poses[:, -frames.shape[1] :], carried

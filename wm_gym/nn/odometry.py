@@ -3,8 +3,9 @@
 The next pose is predicted before its frame is there, from recent motion, the action and what the newest frame shows of
 walls ahead. Once the frame is there, it is compared with the one before, and what the prediction got wrong is made up
 for with the next pose. A dreamed frame was made for the pose that was predicted: beside the one before it shows that
-motion again, whether or not a wall would have stopped it, so it is looked at alone. Recursion runs through a few
-numbers only, so the frames of a context are looked at in parallel.
+motion again, whether or not a wall would have stopped it, so it is looked at alone; or, if memory has a map, not at
+all (`wm_gym.nn.map_odometry`). Recursion runs through a few numbers only, so the frames of a context are looked at in
+parallel.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from wm_gym.array_typing import (
     Action,
     Actions,
+    FrameMap,
     FrameMask,
     ModelFrame,
     ModelFrames,
@@ -29,6 +31,7 @@ from wm_gym.array_typing import (
     RowMask,
 )
 from wm_gym.nn.config import WorldModelConfig
+from wm_gym.nn.map_odometry import MapOdometry
 from wm_gym.ops.odometry import odometry_motions, odometry_scan, origin_pose
 from wm_gym.ops.step import Backend
 from wm_gym.poses import MOTION_SIZE, motion_between
@@ -111,6 +114,7 @@ class Odometry(nn.Module):
         self.out_action = nn.Linear(past + config.action_size, _OUTPUTS)
         self.out_recent = nn.Linear(_INPUTS, _OUTPUTS, bias=False)
         self.seen = nn.Linear(_WIDTH, MOTION_SIZE)
+        self.by_map = MapOdometry(config, past + config.action_size) if config.map_size else None
         with torch.no_grad():
             for layer in (self.out, self.out_recent, self.out_action, self.seen):
                 for parameter in layer.parameters():
@@ -125,7 +129,13 @@ class Odometry(nn.Module):
         return torch.zeros(batch_size, odometry_state_size(self.config), device=device)
 
     def forward(
-        self, state: OdometryState, frame: ModelFrame, action: Action, pose: Pose, real: RowMask
+        self,
+        state: OdometryState,
+        frame: ModelFrame,
+        action: Action,
+        pose: Pose,
+        real: RowMask,
+        place_map: FrameMap | None = None,
     ) -> tuple[Pose, OdometryState]:
         """Predict the pose of the next frame.
 
@@ -136,12 +146,19 @@ class Odometry(nn.Module):
             pose: its pose as it was predicted or given, ``[B, 4]``.
             real: whether the frame is, ``[B]``. A dreamed one tells of the walls ahead, and nothing of the motion that
                 led to it.
+            place_map: of the memory, if it has one, ``[B, G * G, V + 1]``: where a frame is not real, the motion is
+                told from it and not from the frame.
 
         Returns:
             Pose and state of the next frame.
         """
         poses, states = self.follow(state, frame[:, None], action[:, None], pose, real[:, None])
-        return poses[:, -1], states
+        if self.by_map is None or place_map is None:
+            return poses[:, -1], states
+        actions = self._history(state, action[:, None])[:, 0]
+        felt, recent = self.by_map.step(place_map.float(), pose, state[:, :_RECENT], actions)
+        states = torch.cat([torch.where(real[:, None], states[:, :_RECENT], recent), states[:, _RECENT:]], dim=-1)
+        return torch.where(real[:, None], poses[:, -1], felt), states
 
     def first_pose(self, batch_size: int, device: torch.device) -> Pose:
         """The pose of the first frame of a dream, from which all others are seen."""

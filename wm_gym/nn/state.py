@@ -107,6 +107,11 @@ class ModelState:
         return self.num_committed.shape[0]
 
     @property
+    def place_map(self) -> FrameMap | None:
+        """The map of the layer that has one."""
+        return next((layer.place_map for layer in self.layers if layer.place_map is not None), None)
+
+    @property
     def num_frames(self) -> RowCount:
         """Frames seen so far, the pending one included, per row ``[B]``."""
         return self.num_committed + int(self.pending is not None)

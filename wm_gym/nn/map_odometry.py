@@ -1,0 +1,73 @@
+"""Odometry of dreams whose memory has a map: what stands in the way is felt for, on all sides, and not looked at.
+
+A dreamed frame shows what its pose asked for, and only ahead; walls stop an agent, and slow its turns, on all sides.
+The map around the pose knows them, so motions in a dream are told from it, from recent motions and from actions.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wm_gym.array_typing import FrameMap, Pose, Poses
+from wm_gym.nn.config import WorldModelConfig
+from wm_gym.nn.map_memory import map_shape, read_map, seen_there
+from wm_gym.poses import MOTION_SIZE, moved
+
+SPACING = 0.2  # cells between the points that are felt for ...
+REACH = 3  # ... of which so many lie to each side
+_POINT_WIDTH = 6
+_WIDTH = 64
+_MOTION_SCALE = 5.0  # motions are fractions of a cell and of a radian; inputs should be of order 1
+_OUT_SCALE = 0.1
+
+
+class MapOdometry(nn.Module):
+    """Tells the motion to the next frame. In float32.
+
+    Args:
+        config: of a model with a map.
+        num_actions: numbers of the newest and the past actions together.
+    """
+
+    points: Tensor
+
+    def __init__(self, config: WorldModelConfig, num_actions: int) -> None:
+        super().__init__()
+        self.config = config
+        side = SPACING * torch.arange(-REACH, REACH + 1)
+        self.register_buffer("points", torch.cartesian_prod(side, side), persistent=False)
+        self.point = nn.Linear(map_shape(config)[1], _POINT_WIDTH)
+        self.around = nn.Linear(len(self.points) * _POINT_WIDTH, _WIDTH)
+        self.enter = nn.Linear(num_actions + 2 * MOTION_SIZE, _WIDTH)
+        self.hidden = nn.Linear(_WIDTH, _WIDTH)
+        self.out = nn.Linear(_WIDTH, MOTION_SIZE)
+        # In free space motion is close to linear in what it was and in the action.
+        self.straight = nn.Linear(num_actions + 2 * MOTION_SIZE, MOTION_SIZE)
+        with torch.no_grad():
+            for layer in (self.out, self.straight):
+                layer.weight.mul_(_OUT_SCALE)
+                layer.bias.zero_()
+
+    def forward(self, place_map: FrameMap, pose: Poses, recent: Tensor, actions: Tensor) -> Tensor:
+        """Motions ``[B, T, 3]`` that lead on from poses ``[B, T, 4]``.
+
+        Args:
+            place_map: ``[B, G * G, V + 1]``, the same at all of the poses.
+            recent: the motions to each pose and to the one before, ``[B, T, 6]``.
+            actions: the ones before, the oldest first, and the newest, as numbers, ``[B, T, num_actions]``.
+        """
+        batch, length = pose.shape[:2]
+        heading, left = pose[..., None, 2:], torch.stack([-pose[..., 3], pose[..., 2]], dim=-1)[..., None, :]
+        points = pose[..., None, :2] + self.points[:, :1] * heading + self.points[:, 1:] * left
+        seen = seen_there(read_map(self.config, place_map, points.flatten(1, 2)))
+        felt = F.silu(self.point(seen)).view(batch, length, -1)
+        inputs = torch.cat([recent * _MOTION_SCALE, actions], dim=-1)
+        x = F.silu(self.hidden(F.silu(self.around(felt) + self.enter(inputs))))
+        return self.out(x) + self.straight(inputs)
+
+    def step(self, place_map: FrameMap, pose: Pose, recent: Tensor, actions: Tensor) -> tuple[Pose, Tensor]:
+        """The next pose ``[B, 4]`` and the recent motions then, ``[B, 6]``; arguments as of `forward`, without T."""
+        motion = self(place_map, pose[:, None], recent[:, None], actions[:, None])[:, 0]
+        return moved(pose, motion), torch.cat([motion, recent[:, :MOTION_SIZE]], dim=-1)
