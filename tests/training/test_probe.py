@@ -13,7 +13,7 @@ import torch
 from tests.tiny import save_tiny_checkpoint, tiny_model
 from tests.toy_store import TOY_ENV, toy_episode, toy_header
 from training.probe import constant, main, probe_figures, split_mazes
-from training.recall.moments import memories_after
+from training.recall.memories import Walk, memories_after
 from training.recall.probe_model import ProbeData
 from training.store import EpisodeWriter, create_store
 
@@ -99,11 +99,11 @@ def test_walks_that_are_read_once_are_remembered_at_every_moment_as_if_read_up_t
     frames = torch.randint(256, (3, 20, 16, 16, 3), dtype=torch.uint8, generator=generator)
     actions, poses = torch.randint(2, (3, 19), generator=generator), torch.randn(3, 20, 4, generator=generator)
     with torch.no_grad():
-        at_moments = memories_after(model, frames, actions, poses, [5, 12, 20], "")
+        at_moments = memories_after(model, Walk(frames, actions, poses), [5, 12, 20], "")
         for length in (5, 12, 20):
-            alone = memories_after(model, frames, actions, poses, [length], "")[length]
+            alone = memories_after(model, Walk(frames, actions, poses), [length], "")[length]
             torch.testing.assert_close(at_moments[length], alone, atol=1e-3, rtol=1e-2)
-        without_the_first = memories_after(model, frames, actions, poses, [20], "", first=11)[20]
+        without_the_first = memories_after(model, Walk(frames, actions, poses), [20], "", first=11)[20]
     assert (without_the_first[0] - at_moments[20][0]).abs().max() > 1e-4
 
 
