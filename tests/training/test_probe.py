@@ -153,3 +153,24 @@ def test_a_model_that_sees_noise_is_not_asked(store: Path, tmp_path: Path) -> No
     checkpoint = save_tiny_checkpoint(tmp_path / "model.safetensors", tiny_model(pose_size=4, pose_kind="planar"))
     with pytest.raises(SystemExit, match="take --readout states"):
         main(arguments(store, checkpoint, tmp_path / "x.json", "--readout", "asked"))
+
+
+def test_a_model_that_keeps_a_map_is_read_by_its_map(store: Path, tmp_path: Path) -> None:
+    model = tiny_model(pose_size=4, pose_kind="planar", hide_noise=True, map_size=24, map_width=3, map_layer=1)
+    checkpoint = save_tiny_checkpoint(tmp_path / "model.safetensors", model)
+    main(arguments(store, checkpoint, tmp_path / "map.json"))
+    record = json.loads((tmp_path / "map.json").read_text())
+    assert record["readout"] == "map" and "written into its map" in record["definitions"]["readout"]
+    assert list(record["columns"]) == ["state", "cleared_state", "last_frame", "weights", "constant"]
+    assert set(record["columns"]) < set(record["definitions"])
+    assert record["columns"]["state"]["objects"]["all"]["count"] == 3 * 4
+    main(arguments(store, checkpoint, tmp_path / "asked.json", "--readout", "asked", "--training.max-epochs", "1"))
+    asked = json.loads((tmp_path / "asked.json").read_text())
+    assert asked["readout"] == "asked"
+    assert asked["columns"]["constant"] == record["columns"]["constant"]
+
+
+def test_a_model_without_a_map_is_not_read_by_one(store: Path, tmp_path: Path) -> None:
+    checkpoint = save_tiny_checkpoint(tmp_path / "model.safetensors", tiny_model(pose_size=4, pose_kind="planar"))
+    with pytest.raises(SystemExit, match="keeps no map"):
+        main(arguments(store, checkpoint, tmp_path / "x.json", "--readout", "map"))

@@ -40,7 +40,8 @@ class MapProbe(AnyProbe):
     """The same small network at every position that is asked: it is given the map around it, and nothing else.
 
     It tells whether there is a wall, and how strongly each object is there; an object lies at the mean of all positions
-    under the softmax of that. In training each batch is turned and mirrored at random.
+    under the softmax of that. In training each batch is turned and mirrored at random; an answer is the mean of those
+    to all eight ways to turn and mirror what is around.
 
     Args:
         data: whose inputs are maps as they are in a state, float32 [S, G * G, V + 1], and the poses on them, [S, 4],
@@ -81,32 +82,30 @@ class MapProbe(AnyProbe):
 
     def forward(self, inputs: Sequence[Tensor], told: Tensor) -> tuple[Tensor, Tensor]:
         """See `AnyProbe`. Nothing that it is told is used."""
-        walls, objects = self.maps(*inputs)
-        return walls, mean_places(objects, self.positions)
+        around = self.around(*inputs)
+        walls, objects = zip(*(self.said(around, order) for order in self.orders), strict=True)
+        return torch.stack(walls).mean(0), mean_places(torch.stack(objects).mean(0), self.positions)
 
-    def maps(self, maps: Tensor, seats: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of walls [B, P] and of objects [B, k, P]."""
-        patch = self.patch
-        if self.training:
-            patch = patch[self.orders[torch.randint(len(self.orders), ())]]
-        around = self.around(maps, seats, patch)
-        said = self.network(((around - self.mean) / self.scale).flatten(2)).transpose(1, 2)
-        return said[:, 0], said[:, 1:]
-
-    def around(self, maps: Tensor, seats: Tensor, patch: Tensor) -> Tensor:
-        """What the maps hold at the points of a patch [Q, 2] around each position, [B, P, Q, V + 1]."""
-        points = self.positions[:, None] + patch
+    def around(self, maps: Tensor, seats: Tensor) -> Tensor:
+        """What the maps hold at the points of the patch around each position, [B, P, Q, V + 1]."""
+        points = self.positions[:, None] + self.patch
         ahead = torch.stack([seats[:, 2:], torch.stack([-seats[:, 3], seats[:, 2]], -1)], 1)  # forward and left
         points = points @ ahead[:, None] + seats[:, None, None, :2]
         places, shares = cells_at(points / self.map_cell, self.size)
         first = torch.arange(len(maps), device=maps.device).view(-1, 1, 1, 1) * maps.shape[1]
-        bags = (places + first).flatten(0, -2), maps.flatten(0, 1), shares.flatten(0, -2)
-        found = F.embedding_bag(bags[0], bags[1], mode="sum", per_sample_weights=bags[2])
-        return seen_of(found.view(*places.shape[:-1], -1))
+        cells, portions = (places + first).flatten(0, -2), shares.flatten(0, -2)
+        found = F.embedding_bag(cells, maps.flatten(0, 1), mode="sum", per_sample_weights=portions)
+        return (seen_of(found.view(*places.shape[:-1], -1)) - self.mean) / self.scale
+
+    def said(self, around: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of walls [B, P] and of objects [B, k, P], of patches whose points come in this order."""
+        said = self.network(around[:, :, order].flatten(2)).transpose(1, 2)
+        return said[:, 0], said[:, 1:]
 
     def loss(self, data: ProbeData) -> Tensor:
         """Cross-entropy of the walls inside the maze, and that of the positions around each object."""
-        walls, objects = self.maps(*data.inputs)
+        order = self.orders[int(torch.randint(len(self.orders), ())) if self.training else 0]
+        walls, objects = self.said(self.around(*data.inputs), order)
         return wall_loss(walls, data) + OBJECT_WEIGHT * object_loss(objects, data, self.positions)
 
 
