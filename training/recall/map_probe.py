@@ -6,6 +6,7 @@ is hundreds of examples, and eight times as many for every way to turn it and to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -19,9 +20,10 @@ from wm_gym.nn.map_memory import SLIGHT, cells_at, seen_of
 from wm_gym.nn.state import ModelState
 from wm_gym.world_model import WorldModel
 
-OBJECT_WEIGHT = 0.1  # of an object's cross-entropy, beside that of walls
+OBJECT_WEIGHT = 0.4  # of an object's cross-entropy, beside that of walls
 PATCH_SIDE = 7  # points to each side of the patch around a position
 PATCH_STEP = 0.3  # cells between them: with 7 of them a cell and what borders on it
+_NOWHERE = -20.0  # logit of an object
 
 
 @torch.no_grad()
@@ -83,30 +85,57 @@ class MapProbe(AnyProbe):
     def forward(self, inputs: Sequence[Tensor], told: Tensor) -> tuple[Tensor, Tensor]:
         """See `AnyProbe`. Nothing that it is told is used."""
         around = self.around(*inputs)
-        walls, objects = zip(*(self.said(around, order) for order in self.orders), strict=True)
-        return torch.stack(walls).mean(0), mean_places(torch.stack(objects).mean(0), self.positions)
+        said = torch.stack([self.network(around[:, :, order].flatten(2)) for order in self.orders]).mean(0)
+        walls, objects = self.split(said, inputs)
+        return walls, mean_places(objects, self.positions)
 
     def around(self, maps: Tensor, seats: Tensor) -> Tensor:
         """What the maps hold at the points of the patch around each position, [B, P, Q, V + 1]."""
-        points = self.positions[:, None] + self.patch
-        ahead = torch.stack([seats[:, 2:], torch.stack([-seats[:, 3], seats[:, 2]], -1)], 1)  # forward and left
-        points = points @ ahead[:, None] + seats[:, None, None, :2]
+        points = on_map(self.positions[:, None] + self.patch, seats)
         places, shares = cells_at(points / self.map_cell, self.size)
         first = torch.arange(len(maps), device=maps.device).view(-1, 1, 1, 1) * maps.shape[1]
         cells, portions = (places + first).flatten(0, -2), shares.flatten(0, -2)
         found = F.embedding_bag(cells, maps.flatten(0, 1), mode="sum", per_sample_weights=portions)
         return (seen_of(found.view(*places.shape[:-1], -1)) - self.mean) / self.scale
 
-    def said(self, around: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of walls [B, P] and of objects [B, k, P], of patches whose points come in this order."""
-        said = self.network(around[:, :, order].flatten(2)).transpose(1, 2)
-        return said[:, 0], said[:, 1:]
+    def split(self, said: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits of walls [B, P] and of objects [B, k, P], of what is said of each position, [B, P, 1 + k].
+
+        A map wraps around, so positions that are farther apart than it is wide may lie at the same place of it. Objects
+        are looked for at those on the side where the middle is of what was written.
+        """
+        maps, seats = inputs
+        extent = self.size * self.map_cell
+        middle = written_middle(maps[..., -1]) * extent  # of all its copies the one next to the seat
+        from_seat = (middle - seats[:, :2] + extent / 2) % extent - extent / 2
+        off = on_map(self.positions[:, None], seats)[:, :, 0] - (seats[:, :2] + from_seat)[:, None]
+        elsewhere = (off.abs() > extent / 2).any(-1)
+        return said[..., 0], said[..., 1:].transpose(1, 2).masked_fill(elsewhere[:, None], _NOWHERE)
 
     def loss(self, data: ProbeData) -> Tensor:
         """Cross-entropy of the walls inside the maze, and that of the positions around each object."""
         order = self.orders[int(torch.randint(len(self.orders), ())) if self.training else 0]
-        walls, objects = self.said(self.around(*data.inputs), order)
+        said = self.network(self.around(*data.inputs)[:, :, order].flatten(2))
+        walls, objects = self.split(said, data.inputs)
         return wall_loss(walls, data) + OBJECT_WEIGHT * object_loss(objects, data, self.positions)
+
+
+def on_map(points: Tensor, seats: Tensor) -> Tensor:
+    """Where points [P, Q, 2], forward and left of poses [B, 4], are on the map: [B, P, Q, 2], in cells of the maze."""
+    ahead = torch.stack([seats[:, 2:], torch.stack([-seats[:, 3], seats[:, 2]], -1)], 1)  # forward and left
+    return points @ ahead[:, None] + seats[:, None, None, :2]
+
+
+def written_middle(weights: Tensor) -> Tensor:
+    """The middle of what was written into maps that wrap around, [B, 2] in widths of the map, of weights [B, G * G].
+
+    It is the mean direction, on the circle that each axis is; places count the less for being written to more often.
+    """
+    size = round(weights.shape[1] ** 0.5)
+    share = (weights / (weights + weights.mean(1, keepdim=True) + SLIGHT)).unflatten(1, (size, size))
+    angle = torch.arange(size, device=weights.device) * (math.tau / size)
+    sums = torch.stack([share.sum(2), share.sum(1)], 1)  # along x and along y
+    return torch.atan2((sums * angle.sin()).sum(-1), (sums * angle.cos()).sum(-1)) / math.tau
 
 
 def _symmetries(side: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.nn.test_map_memory import MAP, walk
 from tests.tiny import tiny_model
-from training.recall.map_probe import MapProbe, written_map
+from training.recall.map_probe import MapProbe, written_map, written_middle
 from training.recall.memories import Walk, memories_after
 from training.recall.probe_model import ProbeData, ProbeTraining, predict, train_probe
 from training.recall.readouts import MapReading
@@ -42,10 +42,10 @@ def planted(count: int, seed: int, hidden: bool = False) -> ProbeData:
     return ProbeData((maps, seats), walls, inside, GRID[place], torch.zeros(count, 0))
 
 
-def written(seat: Tensor, numbers: Tensor) -> Tensor:
-    """A map with these numbers [P, V + 1] at the positions around a seat."""
-    motions = torch.cat([GRID, torch.zeros(len(GRID), 1)], 1)
-    places, shares = cells_at(moved(seat.expand(len(GRID), 4), motions)[:, :2] / CELL, SIDE)
+def written(seat: Tensor, numbers: Tensor, grid: Tensor = GRID) -> Tensor:
+    """A map with these numbers [P, V + 1] at the positions of a grid around a seat."""
+    motions = torch.cat([grid, torch.zeros(len(grid), 1)], 1)
+    places, shares = cells_at(moved(seat.expand(len(grid), 4), motions)[:, :2] / CELL, SIDE)
     portions = numbers[:, None] * shares[..., None]
     return torch.zeros(SIDE**2, VALUES + 1).index_add_(0, places.flatten(), portions.flatten(0, 1))
 
@@ -88,6 +88,27 @@ def test_an_answer_is_the_same_however_the_map_is_turned() -> None:
     side = 2 * RADIUS + 1
     torch.testing.assert_close(turned.unflatten(1, (side, side)), upright.unflatten(1, (side, side)).rot90(1, (1, 2)))
     assert upright.std() > 0
+
+
+@pytest.mark.parametrize("turn", [0.0, 2.5])
+def test_objects_are_looked_for_on_the_side_that_was_written_and_not_where_the_map_repeats_itself(turn: float) -> None:
+    """What was written reaches from one cell behind the seat to five ahead; the map repeats itself every 7.2 cells."""
+    reach = torch.tensor(grid_around(5), dtype=torch.float32)
+    seat = torch.tensor([[0.4, -3.0, math.cos(turn), math.sin(turn)]])
+    ahead = ((reach[:, 0] >= -1) & (reach[:, 1].abs() <= 2))[:, None].float().expand(-1, VALUES + 1)
+    maps = written(seat[0], ahead, reach)[None]
+    data = ProbeData((maps, seat), torch.zeros(1, 121), torch.ones(1, 121) > 0, torch.zeros(1, 1, 2), torch.zeros(1, 0))
+    objects = MapProbe(data, OPTIONS, CELL).split(torch.zeros(1, 121, 2), data.inputs)[1][0, 0]
+    looked_for = [tuple(place) for place in reach[objects == 0].int().tolist()]
+    assert {(5, 0), (2, 0), (-1, 0)} <= set(looked_for)
+    assert not {(-3, 0), (-4, 0), (-5, 0)} & set(looked_for)
+
+
+def test_the_middle_of_a_map_that_is_written_across_its_edge_is_near_the_edge() -> None:
+    weights = torch.zeros(1, SIDE, SIDE)
+    weights[:, [22, 23, 0, 1, 2], 6] = torch.tensor([9.0, 1.0, 2.0, 1.0, 5.0])
+    middle = written_middle(weights.flatten(1))[0] * SIDE
+    torch.testing.assert_close(middle, torch.tensor([0.0, 6.0]), atol=0.5, rtol=0)
 
 
 def test_the_newest_frame_is_on_the_map_that_is_read_and_the_state_stays_as_it_is() -> None:
