@@ -31,7 +31,7 @@ def written_map(model: WorldModel, state: ModelState) -> FrameMap:
     """The map ``[B, G * G, V + 1]`` of a model that has one, with all frames of the state, also the newest of them."""
     newest = state.pending
     assert newest is not None
-    # The newest frame enters in the pass of the one that follows it; which that is, the map does not tell.
+    # Whatever frame follows it: that one is not on the map yet.
     after = model.advance(state, newest.frame, newest.action, newest.pose)
     place_map = after.layers[model.config.map_layer].place_map
     assert place_map is not None
