@@ -188,7 +188,8 @@ class MapReading(Reading):
         return {
             "around": "start: positions around, and directions of, the first frame",
             "readout": "map: one small network, the same at all positions, reads what the frozen network has written "
-            "into its map around the position, up to 0.9 cells to each side: mean values, and how much was written",
+            "into its map around the position, up to 0.9 cells to each side: mean values, and how much was written. "
+            "Objects are looked for within a map's width of the middle of what was written, for it wraps around",
             "weights": "the same network, of how much was written alone, all values set to 0: what the ways and "
             "directions of what was written tell",
             **self._of_sources("the map", "the map after the last frame alone"),
