@@ -4,7 +4,8 @@ Small probes read the walls and the objects around the agent, or around where it
 after a real context, as in Memory Maze's offline benchmark (arXiv 2210.13383); beside them the same probe on the memory
 that the last frames alone leave, on the last frame, and a constant. Trained and tested on different held-out mazes.
 
-They read the SSM states as they are, or what the frozen network answers when it is asked for its own way back.
+They read the SSM states as they are, or what the frozen network answers when it is asked for its own way back, or the
+map of a model that keeps one.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from training.baselines import model_type
 from training.evaluate import parse_seeds
 from training.pose_input import Conditioning, model_poses, needs_poses
 from training.provenance import provenance, seed_ranges
-from training.recall.asked import AskedProbe, can_be_asked
 from training.recall.figures import listed
 from training.recall.intervals import Bootstrap, Estimate
-from training.recall.moments import Around, Readout, read_moments
-from training.recall.probe_model import Probe, ProbeData, ProbeTraining, predict, train_probe
+from training.recall.moments import read_moments
+from training.recall.probe_model import ProbeData, ProbeTraining, predict, train_probe
+from training.recall.readouts import Around, Reading, Readout, reading_of
 from training.recall.surroundings import maze_of
 from training.recall.walks import SPLIT, recorded_walks
 from training.rollouts import check_held_out
@@ -56,7 +57,8 @@ class ProbeArguments:
     """Whether a model that takes poses is given them, as in training.evaluate; None: if it needs them."""
     readout: Readout | None = None
     """states: the probe reads all SSM states. asked: it reads what the frozen network answers to frames of pure noise
-    at the poses of its walk, in reverse. None: asked, if the checkpoint takes planar poses and hides noise."""
+    at the poses of its walk, in reverse. map: it reads the map that the model keeps, around each position. None: map,
+    if the checkpoint keeps one; else asked, if it takes planar poses and hides noise."""
     around: Around | None = None
     """agent: what is around it, in the directions that it looks in. start: a map of the maze, as seen from the first
     frame; probes of states are told the agent's pose on it. None: start for planar poses, which count from there."""
@@ -95,7 +97,7 @@ def probe_checkpoint(arguments: ProbeArguments, argv: Sequence[str]) -> dict[str
         raise ValueError(
             "The checkpoint is given poses as they are recorded; a probe of what it knows of places would read them."
         )
-    arguments = settled(arguments, model.config)
+    arguments, reading = settled(arguments, model.config)
     if arguments.moments < 1 or arguments.context < 2 * arguments.moments:
         raise ValueError(f"{arguments.moments} moments do not fit into a context of {arguments.context} frames.")
     path = arguments.rollouts or arguments.out.with_name(f"{arguments.out.stem}_rollouts")
@@ -111,11 +113,12 @@ def probe_checkpoint(arguments: ProbeArguments, argv: Sequence[str]) -> dict[str
     store = open_store(path)
     mazes = [maze_of(store.attributes(seed, SPLIT), seed) for seed in walks.seeds]
     lengths = [len(part) + int(part[0]) for part in np.array_split(np.arange(arguments.context), arguments.moments)]
-    assert arguments.conditioning is not None and arguments.readout is not None and arguments.around is not None
+    assert arguments.conditioning is not None
     poses = model_poses(model.config, walks.pose, arguments.conditioning)
-    moments = read_moments(model, walks, mazes, poses, lengths, arguments.readout, arguments.around, arguments.radius)
+    moments = read_moments(model, walks, mazes, poses, lengths, reading, arguments.radius)
+    parts = training, validation, test
     columns = {
-        source: probe_source([moment.data[source] for moment in moments], (training, validation, test), arguments)
+        source: probe_source([moment.data[source] for moment in moments], parts, reading, arguments)
         for source in tqdm(moments[-1].data, desc="training probes", unit="probe", leave=False)
     }
     truth = moments[-1].data["state"].rows(test)
@@ -134,7 +137,7 @@ def probe_checkpoint(arguments: ProbeArguments, argv: Sequence[str]) -> dict[str
         "conditioning": arguments.conditioning,
         "readout": arguments.readout,
         "training": asdict(arguments.training),
-        "definitions": _definitions(arguments.readout, model.config.window + 1),
+        "definitions": _definitions(reading),
         "columns": {
             name: probe_figures(answers, truth, moments[-1].seen[rows], moments[-1].objects_seen[rows])
             for name, answers in columns.items()
@@ -143,55 +146,41 @@ def probe_checkpoint(arguments: ProbeArguments, argv: Sequence[str]) -> dict[str
     }
 
 
-def _definitions(readout: Readout, window: int) -> dict[str, str]:
-    """What the figures mean, for a model whose cleared memory reads `window` frames."""
-    asked = readout == "asked"
-    memory = "the memory" if asked else "SSM states"
+def _definitions(reading: Reading) -> dict[str, str]:
+    """What the figures mean."""
     return {
         "walls": "share of positions, one cell apart around the agent in its own directions and inside the maze, "
         "where wall or no wall is told rightly",
         "objects": "distance in cells between where an object is and where it is told to be",
-        "around": "start: positions around, and directions of, the first frame"
-        + ("" if asked else "; probes are told the agent's pose"),
-        "readout": "asked: the frozen network is told all poses of its walk again, in reverse, each with a frame of "
-        "pure noise, of which it sees nothing; one small network, the same at all positions, reads the mean tokens of "
-        "the columns in which the position would be. path: the same network, of these poses alone"
-        if asked
-        else "states: a small MLP reads bilinear forms of all SSM states",
         "seen": "cells in view from some frame of the context",
-        "state": f"{memory} after the context",
-        "cleared_state": f"{memory} after its last {window} frames alone; poses that are given "
-        "still count from the first frame",
-        "last_frame": "the memory after the last frame alone, asked likewise" if asked else "the last frame",
+        **reading.definitions(),
         "constant": "the commonest answer at each position, the mean place of each object",
     }
 
 
-def settled(arguments: ProbeArguments, config: WorldModelConfig) -> ProbeArguments:
-    """With what suits the model in place of what was left open.
+def settled(arguments: ProbeArguments, config: WorldModelConfig) -> tuple[ProbeArguments, Reading]:
+    """With what suits the model in place of what was left open; and how it is read.
 
     Raises:
-        ValueError: a model is to be asked that cannot be.
+        ValueError: the model cannot be read as it is to be.
     """
-    readout = arguments.readout or ("asked" if can_be_asked(config) else "states")
-    if readout == "asked" and not can_be_asked(config):
-        raise ValueError("Only a model of planar poses that hides noise can be asked; take --readout states.")
-    asked = readout == "asked"
     around = arguments.around or ("start" if config.pose_kind == "planar" else "agent")
+    reading = reading_of(arguments.readout, config, around)
+    training, defaults = arguments.training, reading.defaults
     return replace(
         arguments,
-        readout=readout,
+        readout=reading.name,
         around=around,
         conditioning=arguments.conditioning or ("pose" if needs_poses(config) else "action"),
         radius=arguments.radius or (8 if around == "start" else 4),
-        moments=arguments.moments or (2 if asked else 4),
+        moments=arguments.moments or reading.moments,
         training=replace(
-            arguments.training,
-            width=arguments.training.width or (32 if asked else 512),
-            learning_rate=arguments.training.learning_rate or (3e-3 if asked else 1e-3),
-            batch_size=arguments.training.batch_size or (4 if asked else 64),
+            training,
+            width=training.width or defaults.width,
+            learning_rate=training.learning_rate or defaults.learning_rate,
+            batch_size=training.batch_size or defaults.batch_size,
         ),
-    )
+    ), reading
 
 
 def split_mazes(num_mazes: int, test_fraction: float, validation_fraction: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -206,13 +195,12 @@ def split_mazes(num_mazes: int, test_fraction: float, validation_fraction: float
 
 
 def probe_source(
-    moments: list[ProbeData], split: tuple[Tensor, Tensor, Tensor], arguments: ProbeArguments
+    moments: list[ProbeData], split: tuple[Tensor, Tensor, Tensor], reading: Reading, arguments: ProbeArguments
 ) -> tuple[Tensor, Tensor]:
     """Trains a probe on all moments and answers for the test mazes at the last one: walls [S, P], objects [S, k, 2]."""
     training, validation, test = split
     together = ProbeData.joined([moment.rows(training) for moment in moments])
-    make = AskedProbe if arguments.readout == "asked" else Probe
-    probe = train_probe(together, moments[-1].rows(validation), arguments.training, arguments.seed, make)
+    probe = train_probe(together, moments[-1].rows(validation), arguments.training, arguments.seed, reading.probe)
     return predict(probe, moments[-1].rows(test), arguments.training.batch_size)
 
 

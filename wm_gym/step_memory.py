@@ -93,7 +93,9 @@ class StepMemory:
         for i, size in enumerate(c.block_sizes):
             number = c.block_sizes[:i].count(size)
             ssm_states, conv_states = scan[size]
-            layers.append(LayerMemory(ssm_states[number], conv_states[number], rings[i], place_map if i == c.map_layer else None))
+            layers.append(
+                LayerMemory(ssm_states[number], conv_states[number], rings[i], place_map if i == c.map_layer else None)
+            )
         self.layers = tuple(layers)
         self.frame = buffer(1, c.frame_channels, c.frame_height, c.frame_width, dtype=torch.float32)[0]
         if c.action_kind == "discrete":

@@ -13,7 +13,7 @@ import torch
 from tests.tiny import save_tiny_checkpoint, tiny_model
 from tests.toy_store import TOY_ENV, toy_episode, toy_header
 from training.probe import constant, main, probe_figures, split_mazes
-from training.recall.moments import memories_after
+from training.recall.memories import Walk, memories_after
 from training.recall.probe_model import ProbeData
 from training.store import EpisodeWriter, create_store
 
@@ -99,11 +99,11 @@ def test_walks_that_are_read_once_are_remembered_at_every_moment_as_if_read_up_t
     frames = torch.randint(256, (3, 20, 16, 16, 3), dtype=torch.uint8, generator=generator)
     actions, poses = torch.randint(2, (3, 19), generator=generator), torch.randn(3, 20, 4, generator=generator)
     with torch.no_grad():
-        at_moments = memories_after(model, frames, actions, poses, [5, 12, 20], "")
+        at_moments = memories_after(model, Walk(frames, actions, poses), [5, 12, 20], "")
         for length in (5, 12, 20):
-            alone = memories_after(model, frames, actions, poses, [length], "")[length]
+            alone = memories_after(model, Walk(frames, actions, poses), [length], "")[length]
             torch.testing.assert_close(at_moments[length], alone, atol=1e-3, rtol=1e-2)
-        without_the_first = memories_after(model, frames, actions, poses, [20], "", first=11)[20]
+        without_the_first = memories_after(model, Walk(frames, actions, poses), [20], "", first=11)[20]
     assert (without_the_first[0] - at_moments[20][0]).abs().max() > 1e-4
 
 
@@ -153,3 +153,24 @@ def test_a_model_that_sees_noise_is_not_asked(store: Path, tmp_path: Path) -> No
     checkpoint = save_tiny_checkpoint(tmp_path / "model.safetensors", tiny_model(pose_size=4, pose_kind="planar"))
     with pytest.raises(SystemExit, match="take --readout states"):
         main(arguments(store, checkpoint, tmp_path / "x.json", "--readout", "asked"))
+
+
+def test_a_model_that_keeps_a_map_is_read_by_its_map(store: Path, tmp_path: Path) -> None:
+    model = tiny_model(pose_size=4, pose_kind="planar", hide_noise=True, map_size=24, map_width=3, map_layer=1)
+    checkpoint = save_tiny_checkpoint(tmp_path / "model.safetensors", model)
+    main(arguments(store, checkpoint, tmp_path / "map.json"))
+    record = json.loads((tmp_path / "map.json").read_text())
+    assert record["readout"] == "map" and "written into its map" in record["definitions"]["readout"]
+    assert list(record["columns"]) == ["state", "cleared_state", "last_frame", "weights", "constant"]
+    assert set(record["columns"]) < set(record["definitions"])
+    assert record["columns"]["state"]["objects"]["all"]["count"] == 3 * 4
+    main(arguments(store, checkpoint, tmp_path / "asked.json", "--readout", "asked", "--training.max-epochs", "1"))
+    asked = json.loads((tmp_path / "asked.json").read_text())
+    assert asked["readout"] == "asked"
+    assert asked["columns"]["constant"] == record["columns"]["constant"]
+
+
+def test_a_model_without_a_map_is_not_read_by_one(store: Path, tmp_path: Path) -> None:
+    checkpoint = save_tiny_checkpoint(tmp_path / "model.safetensors", tiny_model(pose_size=4, pose_kind="planar"))
+    with pytest.raises(SystemExit, match="keeps no map"):
+        main(arguments(store, checkpoint, tmp_path / "x.json", "--readout", "map"))

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.recall.probe_model import AnyProbe, ProbeData, ProbeTraining, wall_loss
+from training.recall.probe_model import AnyProbe, ProbeData, ProbeTraining, mean_places, object_loss, wall_loss
 from training.recall.surroundings import grid_around
-from wm_gym.array_typing import Actions, Frames, Poses, Tokens
+from wm_gym.array_typing import Actions, Poses, Tokens
 from wm_gym.nn.config import WorldModelConfig
 from wm_gym.nn.map_memory import Places
 from wm_gym.nn.pose import FIELD_OF_VIEW
@@ -36,17 +36,6 @@ _NEAR = (0.5, 1.0, 1.5)  # cells
 def can_be_asked(config: WorldModelConfig) -> bool:
     """Whether a model is told poses, and sees nothing of the noise that it is asked with."""
     return config.pose_kind == "planar" and config.hide_noise
-
-
-def told_poses(model: WorldModel, frames: Frames, actions: Actions, num_rows: int) -> Poses:
-    """Poses ``[M, T, 4]`` that a model with odometry tells of M walks itself, `num_rows` of them at a time."""
-    parts = []
-    for rows in torch.arange(len(frames)).split(num_rows):
-        seen, led = frames[rows].to(model.device), actions[rows, : frames.shape[1] - 1].to(model.device)
-        poses = model.prefill_and_locate(model.initial_state(len(rows)), seen, led)[1]
-        assert poses is not None  # a model with odometry
-        parts.append(poses.cpu())
-    return torch.cat(parts)
 
 
 @torch.no_grad()
@@ -145,7 +134,7 @@ class AskedProbe(AnyProbe):
     def forward(self, inputs: Sequence[Tensor], told: Tensor) -> tuple[Tensor, Tensor]:
         """See `AnyProbe`. Nothing that it is told is used."""
         walls, objects = self.maps(*inputs)
-        return walls, objects.softmax(-1) @ self.positions
+        return walls, mean_places(objects, self.positions)
 
     def maps(self, views: Tensor, poses: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of walls [B, P] and of objects [B, k, P]."""
@@ -170,6 +159,4 @@ class AskedProbe(AnyProbe):
     def loss(self, data: ProbeData) -> Tensor:
         """Cross-entropy of the walls inside the maze, and that of the positions around each object."""
         walls, objects = self.maps(*data.inputs)
-        near = (1 - (data.objects[..., None, :] - self.positions).abs()).clamp(min=0).prod(-1)
-        of_objects = -(near * objects.log_softmax(-1)).sum(-1).mean()
-        return wall_loss(walls, data) + OBJECT_WEIGHT * of_objects
+        return wall_loss(walls, data) + OBJECT_WEIGHT * object_loss(objects, data, self.positions)

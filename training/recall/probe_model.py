@@ -19,7 +19,7 @@ class ProbeData:
 
     Attributes:
         inputs: SSM states, one [S, K, h, d, s] per layer; or one tensor of frames, uint8 [S, H, W, C]; or what
-            `training.recall.asked.views_back` gives.
+            `training.recall.asked.views_back` gives; or maps and where they are asked (`training.recall.map_probe`).
         walls: float32 [S, P], 1 where there is a wall.
         inside: bool [S, P], positions inside the maze: the others are not asked.
         objects: float32 [S, k, 2], (forward, left) in cells.
@@ -55,11 +55,11 @@ class ProbeTraining:
 
     num_readouts: int = 4  # of each head of each block, if states are read
     view_width: int = 16  # numbers that are kept of each column of a view, if the network is asked
-    width: int = 0  # of the hidden layers; 0: 512, or 32 if the network is asked
+    width: int = 0  # of the hidden layers; 0: 512, 32 if the network is asked, 96 if a map is read
     dropout: float = 0.2
     learning_rate: float = 0.0  # 0: 1e-3, or 3e-3 if the network is asked
     weight_decay: float = 0.05
-    batch_size: int = 0  # samples; 0: 64, or 4 if the network is asked
+    batch_size: int = 0  # samples; 0: 64, 4 if the network is asked, 16 if a map is read
     max_epochs: int = 200
     patience: int = 15
 
@@ -187,6 +187,17 @@ def train_probe(
 def wall_loss(logits: Tensor, data: ProbeData) -> Tensor:
     """Cross-entropy of the walls inside the maze."""
     return F.binary_cross_entropy_with_logits(logits, data.walls, reduction="none")[data.inside].mean()
+
+
+def object_loss(logits: Tensor, data: ProbeData, positions: Tensor) -> Tensor:
+    """Cross-entropy of the positions [P, 2] around each object, by logits [S, k, P] of where it is."""
+    near = (1 - (data.objects[..., None, :] - positions).abs()).clamp(min=0).prod(-1)
+    return -(near * logits.log_softmax(-1)).sum(-1).mean()
+
+
+def mean_places(logits: Tensor, positions: Tensor) -> Tensor:
+    """Where objects are, [S, k, 2]: the mean of all positions [P, 2] under the softmax of logits [S, k, P]."""
+    return logits.softmax(-1) @ positions
 
 
 @torch.no_grad()

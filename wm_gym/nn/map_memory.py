@@ -27,7 +27,7 @@ DISTANCES = (0.2, 0.5, 0.8, 1.1, 1.4, 1.7, 2.1, 2.5, 2.9, 3.4, 3.9, 4.5, 5.2, 6.
 _COLUMN_WIDTH = 32  # numbers that a token contributes to its column
 _HIDDEN = 224
 _FIRST_WEIGHT = -2.0  # logit of what is written at each point
-_SLIGHT = 1e-2  # weight below which a place counts as hardly seen
+SLIGHT = 1e-2  # weight below which a place counts as hardly seen
 _CHUNK = 16  # frames whose maps are kept side by side without gradients
 
 
@@ -120,7 +120,7 @@ class MapMemory(nn.Module):
         """Cells of the map around the points of each ray, int64 ``[B, T, R, D, 4]``, and the share of each."""
         angle = heading_angle(pose)[..., None] + self.angles  # [B, T, R]
         along = torch.stack([angle.cos(), angle.sin()], dim=-1)[..., None, :] * self.distances[:, None]
-        return map_places(self.config, pose[..., None, None, :2].float() + along)
+        return cells_at((pose[..., None, None, :2].float() + along) / self.config.map_cell, self.config.map_size)
 
     def written(self, tokens: Tokens, level: NoiseLevels) -> Tensor:
         """Values and weight at the points of each ray, ``[B, T, R, D, V + 1]``, float32."""
@@ -168,37 +168,39 @@ class MapMemory(nn.Module):
 
     def out_of(self, found: Tensor, tokens: Tokens) -> Tokens:
         """What the points of each ray ``[B, T, R, D, V + 1]`` add to the tokens ``[B, T, rows, columns, width]``."""
-        seen = seen_there(found)
-        seen = seen.unflatten(2, (-1, self.rays_per_column)).flatten(3)  # [B, T, columns, points * (V + 1)]
+        seen = seen_of(found).unflatten(2, (-1, self.rays_per_column)).flatten(3)  # [B, T, columns, points * (V + 1)]
         hidden = self.gather(seen.to(tokens.dtype))
         return self.out(F.gelu(hidden[:, :, None] + self.row[:, None].to(hidden.dtype)))
 
 
-def map_places(config: WorldModelConfig, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Cells of the map around points ``[..., 2]``, int64 ``[..., 4]``, and the share of each, ``[..., 4]``."""
-    size = config.map_size
-    points = points / config.map_cell
+def cells_at(points: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The four cells around points ``[..., 2]``, in cells, of a map of `size` x `size` that wraps around.
+
+    Returns:
+        Their rows in the map, int64 ``[..., 4]``, and the share that each has of the point, by bilinear interpolation.
+    """
     low = points.floor()
+    part = points - low
     x, y = (low.long() % size).unbind(-1)
     x2, y2 = (x + 1) % size, (y + 1) % size
     places = torch.stack([x * size + y, x2 * size + y, x * size + y2, x2 * size + y2], dim=-1)
-    px, py = (points - low).unbind(-1)
+    px, py = part.unbind(-1)
     shares = torch.stack([(1 - px) * (1 - py), px * (1 - py), (1 - px) * py, px * py], dim=-1)
     return places, shares
 
 
+def seen_of(found: Tensor) -> Tensor:
+    """Mean values and the logarithm of their weight, from sums of both: ``[..., V + 1]`` as a map holds them."""
+    value, weight = found[..., :-1], found[..., -1:]
+    return torch.cat([value / (weight + SLIGHT), torch.log(weight + SLIGHT) + 2], dim=-1)
+
+
 def read_map(config: WorldModelConfig, place_map: FrameMap, points: Tensor) -> Tensor:
-    """What maps ``[B, G * G, V + 1]`` hold at points ``[B, n, 2]``, in cells: ``[B, n, V + 1]``."""
-    places, shares = map_places(config, points)
+    """What maps ``[B, G * G, V + 1]`` hold at points ``[B, n, 2]``, in units of the poses: ``[B, n, V + 1]``."""
+    places, shares = cells_at(points / config.map_cell, config.map_size)
     first = torch.arange(len(points), device=points.device).view(-1, 1, 1) * place_map.shape[1]
     found = place_map.flatten(0, 1).index_select(0, (places + first).flatten()).view(*places.shape, -1)
     return (found * shares[..., None]).sum(-2)
-
-
-def seen_there(found: Tensor) -> Tensor:
-    """Mean values and how much was written, of sums ``[..., V + 1]``, as a network takes them."""
-    value, weight = found[..., :-1], found[..., -1:]
-    return torch.cat([value / (weight + _SLIGHT), torch.log(weight + _SLIGHT) + 2], dim=-1)
 
 
 def map_shape(config: WorldModelConfig) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from wm_gym.array_typing import FrameMap, Pose, Poses
 from wm_gym.nn.config import WorldModelConfig
-from wm_gym.nn.map_memory import map_shape, read_map, seen_there
+from wm_gym.nn.map_memory import map_shape, read_map, seen_of
 from wm_gym.poses import MOTION_SIZE, moved
 
 SPACING = 0.2  # cells between the points that are felt for ...
@@ -61,7 +61,7 @@ class MapOdometry(nn.Module):
         batch, length = pose.shape[:2]
         heading, left = pose[..., None, 2:], torch.stack([-pose[..., 3], pose[..., 2]], dim=-1)[..., None, :]
         points = pose[..., None, :2] + self.points[:, :1] * heading + self.points[:, 1:] * left
-        seen = seen_there(read_map(self.config, place_map, points.flatten(1, 2)))
+        seen = seen_of(read_map(self.config, place_map, points.flatten(1, 2)))
         felt = F.silu(self.point(seen)).view(batch, length, -1)
         inputs = torch.cat([recent * _MOTION_SCALE, actions], dim=-1)
         x = F.silu(self.hidden(F.silu(self.around(felt) + self.enter(inputs))))

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tests.tiny import tiny_model, tiny_model_with_odometry
 from training.recall import asked
-from training.recall.asked import AskedProbe, answers, can_be_asked, told_poses, views_back
-from training.recall.moments import memories_after
+from training.recall.asked import AskedProbe, answers, can_be_asked, views_back
+from training.recall.memories import Walk, memories_after, with_told_poses
 from training.recall.probe_model import ProbeData, ProbeTraining, predict, train_probe
 from training.recall.surroundings import grid_around
 from training.recall.walks import reversed_walks
@@ -125,7 +125,7 @@ def test_answers_come_from_what_was_read() -> None:
             return views_back(model, state, actions[rows], poses[rows, :length], 4, True)
 
         with torch.no_grad():
-            return memories_after(model, frames, actions, poses, [LENGTH], "", first, note)[LENGTH][0]
+            return memories_after(model, Walk(frames, actions, poses), [LENGTH], "", first, note)[LENGTH][0]
 
     assert not torch.equal(views(frames, 0), views(other, 0))
     assert torch.equal(views(frames, 4), views(other, 4))
@@ -136,9 +136,9 @@ def test_told_poses_are_those_that_the_memory_has() -> None:
     model = tiny_model_with_odometry(hide_noise=True)
     frames, actions, _ = walk(model)
     with torch.no_grad():
-        poses = told_poses(model, frames, actions, num_rows=1)
+        poses = with_told_poses(model, Walk(frames, actions, None), num_rows=1).poses
         state = model.prefill(model.initial_state(2), frames, actions)
-    assert poses.shape == (2, LENGTH, 4)
+    assert poses is not None and poses.shape == (2, LENGTH, 4)
     assert state.pending is not None and state.pending.pose is not None
     torch.testing.assert_close(poses[:, -1], state.pending.pose)
 
