@@ -21,6 +21,7 @@ from torch import Tensor
 
 from training.dataset import EpisodeDataset
 from training.dreamed_walks import DreamedWalks, dream_walks
+from training.mapped_walks import MapTraining, map_walks, train_by_map
 from training.odometry_drift import drift_figures
 from training.odometry_training import OdometryTraining, train_odometry
 from training.provenance import provenance, seed_ranges
@@ -32,7 +33,7 @@ from wm_gym.nn.config import WorldModelConfig
 from wm_gym.nn.odometry import Odometry
 from wm_gym.world_model import WorldModel
 
-PREFIX = "odometry."
+PREFIX, BY_MAP = "odometry.", "by_map."
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,9 @@ class OdometryArguments:
     dreamed_walks: int = 0  # of --data whose frames the model of --checkpoint dreams, to train on these as well
     dream_context: int = 400  # real frames before each dream
     dream_frames: int = 400  # dreamed ones
+    mapped_walks: int = 64  # of --data, of which a model with a map makes maps, to move by these in its dreams
+    map_every: int = 100  # frames between two maps of a walk
+    by_map: MapTraining = field(default_factory=MapTraining)
     evaluate: Path | None = None  # JSON file for the drift on held-out walks
     evaluation_data: Path | None = None  # store with those walks, in the split test; None: that of --data
     evaluation_steps: tuple[int, ...] = (100, 400)  # drift after so many
@@ -81,7 +85,7 @@ def make_odometry(arguments: OdometryArguments, argv: Sequence[str]) -> dict[str
     odometry = Odometry(model.config).to(device)
     metadata = dict(model.metadata)
     if arguments.init is not None:
-        metadata |= _take(odometry, arguments.init)
+        metadata |= _take(odometry, arguments.init, arguments.data is not None)
     if arguments.data is not None:
         metadata["odometry"] = _train(odometry, model, arguments, device) | provenance("training.odometry", argv)
     tensors = {key: value for key, value in model.tensors.items() if not key.startswith(PREFIX)}
@@ -130,13 +134,20 @@ def _model(arguments: OdometryArguments) -> _Model:
     return _Model(config, {}, header.observation_space, space, {"env_id": header.env_id, "name": "odometry"})
 
 
-def _take(odometry: Odometry, source: str) -> dict[str, Any]:
+def _take(odometry: Odometry, source: str, trains: bool) -> dict[str, Any]:
     """Loads the weights and returns what the file says of how they were trained."""
     checkpoint = load_checkpoint(source)
     tensors = checkpoint.tensors
     weights = {key.removeprefix(PREFIX): value.float() for key, value in tensors.items() if key.startswith(PREFIX)}
     if not weights:
         raise ValueError(f"{source} has no odometry; train one with --data.")
+    wants_map, has_map = odometry.by_map is not None, any(key.startswith(BY_MAP) for key in weights)
+    if wants_map and not has_map:
+        if not trains:
+            raise ValueError(f"The odometry of {source} does not move by a map, as the model's does; give --data.")
+        weights |= {key: value for key, value in odometry.state_dict().items() if key.startswith(BY_MAP)}
+    elif has_map and not wants_map:
+        weights = {key: value for key, value in weights.items() if not key.startswith(BY_MAP)}
     try:
         odometry.load_state_dict(weights)
     except RuntimeError as error:
@@ -156,13 +167,29 @@ def _train(odometry: Odometry, model: _Model, arguments: OdometryArguments, devi
     begin = time.monotonic()
     torch.backends.cudnn.benchmark = True  # every step is of the same shapes
     steps = train_odometry(odometry, dataset, arguments.training, dreams)
+    by_map = _train_by_map(odometry, model, arguments, device)
     return {
         "steps": steps,
+        **by_map,
         "minutes": round((time.monotonic() - begin) / 60, 2),
         "num_frames": dataset.num_frames,
         "training_seeds": seed_ranges(dataset.seeds),
         "dreamed_walks": arguments.dreamed_walks,
     }
+
+
+def _train_by_map(
+    odometry: Odometry, model: _Model, arguments: OdometryArguments, device: torch.device
+) -> dict[str, Any]:
+    """Nothing for a model without a map."""
+    if odometry.by_map is None or not arguments.by_map.steps:
+        return {}
+    if arguments.checkpoint is None:
+        raise ValueError("Odometry that moves by a map is trained on the maps of a model; give --checkpoint.")
+    assert arguments.data is not None
+    walks = map_walks(_without_odometry(model, device), arguments.data, arguments.mapped_walks, arguments.map_every)
+    steps = train_by_map(odometry, walks, arguments.by_map)
+    return {"by_map": {"steps": steps, "walks": arguments.mapped_walks, "map_every": arguments.map_every}}
 
 
 def _dreams(model: _Model, arguments: OdometryArguments, device: torch.device) -> DreamedWalks:
@@ -175,11 +202,15 @@ def _dreams(model: _Model, arguments: OdometryArguments, device: torch.device) -
             f"{arguments.training.length}, got {arguments.dreamed_walks}, {arguments.dream_context} and "
             f"{arguments.dream_frames}."
         )
-    config = dataclasses.replace(model.config, odometry=False)  # poses are given
-    tensors = {key: value for key, value in model.tensors.items() if not key.startswith(PREFIX)}
-    world = WorldModel.from_weights(config.to_dict(), tensors, device, arguments.checkpoint)
     lengths = arguments.dream_context, arguments.dream_frames
-    return dream_walks(world, arguments.data, arguments.dreamed_walks, *lengths)
+    return dream_walks(_without_odometry(model, device), arguments.data, arguments.dreamed_walks, *lengths)
+
+
+def _without_odometry(model: _Model, device: torch.device) -> WorldModel:
+    """The world model as it is where poses are given."""
+    config = dataclasses.replace(model.config, odometry=False)
+    tensors = {key: value for key, value in model.tensors.items() if not key.startswith(PREFIX)}
+    return WorldModel.from_weights(config.to_dict(), tensors, device)
 
 
 def _evaluate(

@@ -139,7 +139,7 @@ def odometry_loss(
     looked = odometry.look(state, frames[:, :-1], actions, real)
     changes, motions, _ = odometry.motions(state, looked)
     true = motion_between(poses[:, :-1], poses[:, 1:])
-    scale = _unit(true.device)
+    scale = motion_unit(true.device)
     predicted = (true - motions) / scale
     # What is left of it once the frame is seen.
     residual = predicted[:, :-1].detach() - changes[:, 1:] / scale
@@ -147,17 +147,17 @@ def odometry_loss(
     # Errors that cancel over a window do not make a path drift; those that add up do.
     drift = residual.sum(1) / residual.shape[1] ** 0.5
     errors = (residual, predicted, seen, drift)
-    return torch.stack([_cost(error) for error in errors]).sum()
+    return torch.stack([motion_cost(error) for error in errors]).sum()
 
 
-def _unit(device: torch.device) -> Tensor:
+def motion_unit(device: torch.device) -> Tensor:
     """By which errors of motions are divided, ``[3]``; made on the device, which a copy would have to wait for."""
     unit = torch.full((MOTION_SIZE,), ERROR_SCALE, device=device)
     unit[-1:].div_(TURN_WEIGHT)
     return unit
 
 
-def _cost(error: Tensor) -> Tensor:
+def motion_cost(error: Tensor) -> Tensor:
     """Squares of small errors; of large ones the size, by which they are told apart, and in part their squares."""
     return (
         F.huber_loss(error, torch.zeros_like(error))

@@ -293,14 +293,16 @@ class WorldModel(nn.Module):
             real = torch.ones(seen.shape[:2], dtype=torch.bool, device=seen.device)
             if pending is not None:
                 real[:, 0] = ~pending.dreamed
-            # Only the first of them can be dreamed.
-            first, carried = self.odometry(
-                carried, seen[:, 0], actions[:, 0], before[:, 0], real[:, 0], state.place_map
-            )
-            poses = torch.cat([before, first[:, None]], dim=1)
-            if seen.shape[1] > 1:
-                told, carried = self.odometry.follow(carried, seen[:, 1:], actions[:, 1:], first, real[:, 1:])
-                poses = torch.cat([poses, told], dim=1)
+            poses = before
+            if pending is not None and state.place_map is not None:  # which is read where a frame was dreamed
+                arguments = seen[:, 0], actions[:, 0], before[:, 0], real[:, 0], state.place_map
+                first, carried = self.odometry(carried, *arguments)
+                poses, seen, actions, real = first[:, None], seen[:, 1:], actions[:, 1:], real[:, 1:]
+                before = torch.cat([before, poses], dim=1)
+            if seen.shape[1]:
+                told, carried = self.odometry.follow(carried, seen, actions, poses[:, -1], real)
+                before = torch.cat([before, told], dim=1)
+            poses = before
         else:
             poses = before
         return poses[:, -frames.shape[1] :], carried

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -31,6 +32,15 @@ class Walk(NamedTuple):
 
 
 Note = Callable[[ModelState, Tensor, int], tuple[Tensor, ...]]  # of a state, its rows of all walks and their length
+
+
+def map_part(model: WorldModel) -> WorldModel:
+    """The layers of a model up to the one before which its map is written: its memories have the same maps."""
+    c = model.config
+    config = dataclasses.replace(c, block_sizes=c.block_sizes[: c.map_layer + 1])
+    part = WorldModel(config)
+    part.load_state_dict({name: value for name, value in model.state_dict().items() if name in part.state_dict()})
+    return part.to(model.device).eval().requires_grad_(False)
 
 
 def ssm_states(state: ModelState, _rows: Tensor, _length: int) -> tuple[Tensor, ...]:

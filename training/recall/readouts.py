@@ -13,7 +13,7 @@ from torch import Tensor
 
 from training.recall.asked import NUM_VIEWS, AskedProbe, can_be_asked, views_back
 from training.recall.map_probe import MapProbe, written_map
-from training.recall.memories import Note, Walk, memories_after, ssm_states, with_told_poses
+from training.recall.memories import Note, Walk, map_part, memories_after, ssm_states, with_told_poses
 from training.recall.probe_model import AnyProbe, Probe, ProbeData, ProbeTraining
 from wm_gym.nn.config import WorldModelConfig
 from wm_gym.nn.state import ModelState
@@ -164,6 +164,9 @@ class MapReading(Reading):
         super().__init__(config, around)
         if not config.map_size:
             raise ValueError("The checkpoint keeps no map (map_size is 0); take --readout states or asked.")
+
+    def inputs(self, model: WorldModel, walk: Walk, lengths: list[int]) -> dict[str, Noted]:
+        return super().inputs(map_part(model), walk, lengths)
 
     def note(self, model: WorldModel, walk: Walk, lengths: list[int]) -> Note:
         def note(state: ModelState, rows: Tensor, length: int) -> tuple[Tensor, ...]:

@@ -44,7 +44,7 @@ class Places(NamedTuple):
 
 
 class MapMemory(nn.Module):
-    """Writes tokens into a map and reads it for others. Shapes: R rays, D distances, ``[..., V + 1]`` values and weight.
+    """Writes tokens into a map and reads it for others. R rays, D distances, ``[..., V + 1]`` values and weight.
 
     Args:
         config: with ``map_size`` above 0 and planar poses.
@@ -195,12 +195,19 @@ def seen_of(found: Tensor) -> Tensor:
     return torch.cat([value / (weight + SLIGHT), torch.log(weight + SLIGHT) + 2], dim=-1)
 
 
-def read_map(config: WorldModelConfig, place_map: FrameMap, points: Tensor) -> Tensor:
-    """What maps ``[B, G * G, V + 1]`` hold at points ``[B, n, 2]``, in units of the poses: ``[B, n, V + 1]``."""
+def read_map(config: WorldModelConfig, place_map: FrameMap, points: Tensor, rows: Tensor | None = None) -> Tensor:
+    """What maps hold at points ``[B, n, 2]``, in units of the poses: ``[B, n, V + 1]``, float32.
+
+    Args:
+        place_map: ``[B, G * G, V + 1]``, or M of them.
+        rows: which of the M each row of points reads, int64 ``[B]``; None: its own.
+    """
+    if rows is None:
+        rows = torch.arange(len(points), device=points.device)
     places, shares = cells_at(points / config.map_cell, config.map_size)
-    first = torch.arange(len(points), device=points.device).view(-1, 1, 1) * place_map.shape[1]
+    first = rows.view(-1, 1, 1) * place_map.shape[1]
     found = place_map.flatten(0, 1).index_select(0, (places + first).flatten()).view(*places.shape, -1)
-    return (found * shares[..., None]).sum(-2)
+    return (found.float() * shares[..., None]).sum(-2)
 
 
 def map_shape(config: WorldModelConfig) -> tuple[int, int]:

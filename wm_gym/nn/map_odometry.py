@@ -50,18 +50,21 @@ class MapOdometry(nn.Module):
                 layer.weight.mul_(_OUT_SCALE)
                 layer.bias.zero_()
 
-    def forward(self, place_map: FrameMap, pose: Poses, recent: Tensor, actions: Tensor) -> Tensor:
+    def forward(
+        self, place_map: FrameMap, pose: Poses, recent: Tensor, actions: Tensor, rows: Tensor | None = None
+    ) -> Tensor:
         """Motions ``[B, T, 3]`` that lead on from poses ``[B, T, 4]``.
 
         Args:
-            place_map: ``[B, G * G, V + 1]``, the same at all of the poses.
+            place_map: ``[B, G * G, V + 1]``, the same at all poses of a row, or M of them.
             recent: the motions to each pose and to the one before, ``[B, T, 6]``.
             actions: the ones before, the oldest first, and the newest, as numbers, ``[B, T, num_actions]``.
+            rows: which of the M maps each row reads, int64 ``[B]``; None: its own.
         """
         batch, length = pose.shape[:2]
         heading, left = pose[..., None, 2:], torch.stack([-pose[..., 3], pose[..., 2]], dim=-1)[..., None, :]
         points = pose[..., None, :2] + self.points[:, :1] * heading + self.points[:, 1:] * left
-        seen = seen_of(read_map(self.config, place_map, points.flatten(1, 2)))
+        seen = seen_of(read_map(self.config, place_map, points.flatten(1, 2), rows))
         felt = F.silu(self.point(seen)).view(batch, length, -1)
         inputs = torch.cat([recent * _MOTION_SCALE, actions], dim=-1)
         x = F.silu(self.hidden(F.silu(self.around(felt) + self.enter(inputs))))

@@ -39,7 +39,7 @@ from wm_gym.poses import MOTION_SIZE, motion_between
 _CHANNELS = (16, 24, 16)  # of the convolutions over one frame; the last is what is kept of the frame before
 _PAIR_CHANNELS = (48, 48, 64)  # of those over two frames
 _SHIFT = 4  # cells of a view, to both sides: a quick turn moves the picture by 17 of 64 pixels
-_PAST_ACTIONS = 3  # before the newest one; friction makes free motion more than linear in the last two motions
+PAST_ACTIONS = 3  # before the newest one; friction makes free motion more than linear in the last two motions
 _WIDTH = 64
 _FIRST_SHARPNESS = 10.0  # of the choice among shifts, by how well they fit
 _FIRST_TRUST = -2.0  # logit; eyes have to be trained before they are of use
@@ -105,7 +105,7 @@ class Odometry(nn.Module):
         _, rows, columns = self._view_shape
         self.sharpness = nn.Parameter(torch.tensor(_FIRST_SHARPNESS))
         self.compare = nn.Linear(deep * math.ceil(rows / 4) * math.ceil(columns / 4) + shifts * columns, _WIDTH)
-        past = _PAST_ACTIONS * config.action_size
+        past = PAST_ACTIONS * config.action_size
         self.enter = nn.Linear(_WIDTH + past + config.action_size + 1, _WIDTH)
         self.recur = nn.Linear(_INPUTS, _WIDTH, bias=False)
         self.hidden = nn.Linear(_WIDTH, _WIDTH)
@@ -156,7 +156,7 @@ class Odometry(nn.Module):
         if self.by_map is None or place_map is None:
             return poses[:, -1], states
         actions = self._history(state, action[:, None])[:, 0]
-        felt, recent = self.by_map.step(place_map.float(), pose, state[:, :_RECENT], actions)
+        felt, recent = self.by_map.step(place_map, pose, state[:, :_RECENT], actions)
         states = torch.cat([torch.where(real[:, None], states[:, :_RECENT], recent), states[:, _RECENT:]], dim=-1)
         return torch.where(real[:, None], poses[:, -1], felt), states
 
@@ -243,14 +243,15 @@ class Odometry(nn.Module):
 
     def _history(self, state: OdometryState, actions: Actions) -> Tensor:
         """Each action after the ones before it, the oldest first, ``[B, T, (past + 1) A]``; 0 before the first one."""
-        taken = self._numbers(actions)
+        taken = self.as_numbers(actions)
         begin = _RECENT + 1
-        past = state[:, begin : begin + _PAST_ACTIONS * self.config.action_size]
-        actions = torch.cat([past.view(len(past), _PAST_ACTIONS, -1), taken], dim=1)
+        past = state[:, begin : begin + PAST_ACTIONS * self.config.action_size]
+        actions = torch.cat([past.view(len(past), PAST_ACTIONS, -1), taken], dim=1)
         length = taken.shape[1]
-        return torch.cat([actions[:, i : i + length] for i in range(_PAST_ACTIONS + 1)], dim=-1)
+        return torch.cat([actions[:, i : i + length] for i in range(PAST_ACTIONS + 1)], dim=-1)
 
-    def _numbers(self, actions: Actions) -> Tensor:
+    def as_numbers(self, actions: Actions) -> Tensor:
+        """As the network takes them, ``[B, T, A]``."""
         if self.config.action_kind == "continuous":
             return actions.float()
         return F.one_hot(actions, self.config.action_size).float()
@@ -258,7 +259,7 @@ class Odometry(nn.Module):
 
 def odometry_state_size(config: WorldModelConfig) -> int:
     """M, the numbers of a state."""
-    return _RECENT + 1 + _PAST_ACTIONS * config.action_size + math.prod(_view_shape(config))
+    return _RECENT + 1 + PAST_ACTIONS * config.action_size + math.prod(_view_shape(config))
 
 
 def _view_shape(config: WorldModelConfig) -> tuple[int, int, int]:
