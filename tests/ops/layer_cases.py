@@ -16,8 +16,15 @@ from wm_gym.nn.local_attention import Rotary
 Pass = Callable[[Backbone, Tensor, Tensor, Rotary], Tensor]
 
 
+def half_of_the_frame_before(tokens: Tensor) -> Tensor:
+    """What is added before the last layer, as a map would be."""
+    return 0.5 * torch.cat([torch.zeros_like(tokens[:, :1]), tokens[:, :-1]], dim=1)
+
+
 def plain(backbone: Backbone, tokens: Tensor, condition: Tensor, rotary: Rotary) -> Tensor:
-    for layer in backbone.layers:
+    for i, layer in enumerate(backbone.layers):
+        if i == len(backbone.layers) - 1:
+            tokens = tokens + half_of_the_frame_before(tokens)
         tokens, _ = layer(tokens, condition, rotary, None, None, 0, None)
     return tokens
 
@@ -26,7 +33,8 @@ def fused(backbone: Backbone, tokens: Tensor, condition: Tensor, rotary: Rotary)
     from wm_gym.nn.fused import run_layers  # imports Triton
 
     layers = cast("Sequence[Layer]", backbone.layers)
-    return run_layers(layers, tokens, condition, rotary, backbone.checkpoint_layers)
+    before = {len(layers) - 1: half_of_the_frame_before}
+    return run_layers(layers, tokens, condition, rotary, backbone.checkpoint_layers, before)
 
 
 def outcome(run: Pass, backbone: Backbone, frames: int, dtype: torch.dtype, device: str) -> dict[str, Tensor]:

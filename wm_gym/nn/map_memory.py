@@ -135,16 +135,13 @@ class MapMemory(nn.Module):
         batch, frames = written.shape[:2]
         added = written.new_zeros(batch * frames, self.config.map_size**2, self.values + 1)
         index, portions = self._portions(places.flatten(0, 1), shares.flatten(0, 1), written)
-        if torch.is_grad_enabled():  # in whatever order the portions of a cell are added: quick
-            added = added.flatten(0, 1).index_add(0, index, portions)
-        else:
-            added = added.flatten(0, 1).index_put_((index,), portions, accumulate=True)
-        return added.view(batch, frames, -1, self.values + 1)
+        # On a GPU in whatever order (unless torch is told to be deterministic): sorting takes ten times as long.
+        return added.flatten(0, 1).index_add_(0, index, portions).view(batch, frames, -1, self.values + 1)
 
     def _add(self, place_map: FrameMap, places: Tensor, shares: Tensor, written: Tensor) -> None:
-        """Adds what one frame ``[B, 1, …]`` has written to a map, in place, always in the same order."""
+        """Adds what one frame ``[B, 1, …]`` has written to a map, in place."""
         index, portions = self._portions(places[:, 0], shares[:, 0], written)
-        place_map.view(-1, self.values + 1).index_put_((index,), portions, accumulate=True)
+        place_map.view(-1, self.values + 1).index_add_(0, index, portions)
 
     def _portions(self, places: Tensor, shares: Tensor, written: Tensor) -> tuple[Tensor, Tensor]:
         """Cells of n maps after each other, and what goes into each, for places and shares ``[n, R, D, 4]``."""
