@@ -125,4 +125,5 @@ class CarriedPass:
 
 def detached(layer: LayerState) -> LayerState:
     """The same memory, through which no gradient passes."""
-    return LayerState(**{name: None if tensor is None else tensor.detach() for name, tensor in vars(layer).items()})
+    place_map = None if layer.place_map is None else layer.place_map.detach()
+    return LayerState(layer.ssm_state.detach(), layer.conv_state.detach(), layer.kv_cache.detach(), place_map)

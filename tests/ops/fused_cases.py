@@ -46,6 +46,7 @@ def main() -> None:
     found["two groups, block 2 in segments"] = errors(tiny(2, head_dim=16, num_scan_groups=2), 3)
     chunk_scan._PROGRAMS = 1
     found["four groups, block 2 in one piece"] = errors(tiny(2, head_dim=16, num_scan_groups=4), 3)
+    found["something added before the second layer"] = errors(tiny(1, 2), 3, added=True)
     found["block 2 in one piece, checkpointed"] = errors(tiny(2), 3, checkpoint_layers=True)
     print(json.dumps(found))
 

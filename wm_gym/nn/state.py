@@ -167,7 +167,9 @@ class ModelState:
         try:
             layers = tuple(
                 LayerState(
-                    *(tensors[f"layers.{i}.{name}"] for name in ("ssm_state", "conv_state", "kv_cache")),
+                    tensors[f"layers.{i}.ssm_state"],
+                    tensors[f"layers.{i}.conv_state"],
+                    tensors[f"layers.{i}.kv_cache"],
                     tensors.get(f"layers.{i}.place_map"),
                 )
                 for i in range(num_layers)
