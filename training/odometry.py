@@ -34,6 +34,7 @@ from wm_gym.nn.odometry import Odometry
 from wm_gym.world_model import WorldModel
 
 PREFIX, BY_MAP = "odometry.", "by_map."
+LARGEST = "compare.weight"  # half of all numbers, kept in float16; what recursion multiplies stays in float32
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def make_odometry(arguments: OdometryArguments, argv: Sequence[str]) -> dict[str
     if arguments.data is not None:
         metadata["odometry"] = _train(odometry, model, arguments, device) | provenance("training.odometry", argv)
     tensors = {key: value for key, value in model.tensors.items() if not key.startswith(PREFIX)}
-    tensors |= {PREFIX + key: value for key, value in odometry.state_dict().items()}
+    state = odometry.state_dict()
+    tensors |= {PREFIX + key: value.half() if key == LARGEST else value for key, value in state.items()}
     save_checkpoint(
         arguments.out,
         config=model.config.to_dict(),
