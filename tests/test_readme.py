@@ -31,7 +31,7 @@ def test_the_figures_of_the_packaged_model_are_those_of_its_files() -> None:
     assert f"{reward['precision']:.2f} / {reward['recall']:.2f}" in README
     retrieval = json.loads((ROOT / "docs" / "results" / "retrieval.json").read_text())["columns"]
     psnr, ssim = (retrieval[metric]["kept"]["all"]["value"] for metric in ("psnr", "ssim"))
-    assert f"| **{psnr:.1f} dB** | {ssim:.3f} |".replace("| 0.", "| .") in README
+    assert f"| **{psnr:.1f} dB** / {ssim:.3f} |".replace("/ 0.", "/ .") in README
 
 
 def test_the_figures_of_speed_are_those_of_their_files() -> None:
