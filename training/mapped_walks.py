@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from training.odometry_training import motion_cost, motion_unit
+from training.odometry_training import minimise, motion_cost, motion_unit
 from training.recall.memories import Walk, map_part, memories_after
 from training.rollouts import read_rollouts
 from training.store import open_store
@@ -141,27 +138,11 @@ def train_by_map(odometry: Odometry, walks: MappedWalks, training: MapTraining) 
     assert odometry.by_map is not None, "the model has no map"
     parameters = list(odometry.by_map.parameters())
     generator = torch.Generator(parameters[0].device).manual_seed(training.seed)
-    optimizer = torch.optim.AdamW(parameters, training.learning_rate, weight_decay=0.01)
-    begin, step = time.monotonic(), 0
-    with tqdm(total=training.steps, unit="step", desc="training odometry by map", disable=None) as bar:
-        while step < training.steps:
-            past = 0.0 if training.minutes is None else (time.monotonic() - begin) / (60 * training.minutes)
-            done = max(step / training.steps, past)
-            if done >= 1:
-                break
-            rate = training.learning_rate * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * done))
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            loss = map_loss(odometry, walks.maps, walks.sample(training, generator), training, generator)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            step += 1
-            bar.update()
-            if step % 50 == 0:
-                bar.set_postfix(loss=f"{loss.item():.3f}")
-    return step
+
+    def loss() -> Tensor:
+        return map_loss(odometry, walks.maps, walks.sample(training, generator), training, generator)
+
+    return minimise(parameters, loss, training, "training odometry by map")
 
 
 def map_loss(

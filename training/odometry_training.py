@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from training.dataset import Batch
@@ -65,21 +66,47 @@ def train_odometry(
     """
     device = next(odometry.parameters()).device
     generator = torch.Generator(device).manual_seed(training.seed)  # on the device, so that nothing waits for it
-    optimizer = torch.optim.AdamW(odometry.parameters(), training.learning_rate, weight_decay=0.01)
     num_dreamed = 0 if dreams is None else round(training.dreamed_fraction * training.batch_size)
     num_real = training.batch_size - num_dreamed
     sources = [(dataset, num_real)] + ([(dreams, num_dreamed)] if dreams is not None and num_dreamed else [])
     real = looked_at_beside(_alone(num_real, num_dreamed, training.alone_fraction).to(device), training.length - 1)
+
+    def loss() -> Tensor:
+        return odometry_loss(odometry, *_windows(sources, training, generator, device), real)
+
+    return minimise(list(odometry.parameters()), loss, training, "training odometry")
+
+
+class Schedule(Protocol):
+    """How long something is trained, and how fast."""
+
+    @property
+    def steps(self) -> int: ...  # at most
+    @property
+    def minutes(self) -> float | None: ...  # ends before, with the whole schedule of the learning rate
+    @property
+    def learning_rate(self) -> float: ...
+
+
+def minimise(
+    parameters: list[nn.Parameter], loss_of_a_batch: Callable[[], Tensor], training: Schedule, what: str
+) -> int:
+    """Trains parameters in place: AdamW, a short warm-up, then a cosine to 0. Returns the number of steps.
+
+    Args:
+        what: for the progress bar.
+    """
+    optimizer = torch.optim.AdamW(parameters, training.learning_rate, weight_decay=0.01)
     begin, step = time.monotonic(), 0
-    with tqdm(total=training.steps, unit="step", desc="training odometry", disable=None) as bar:
+    with tqdm(total=training.steps, unit="step", desc=what, disable=None) as bar:
         while (done := _progress(step, training, begin)) < 1:
             rate = training.learning_rate * min(1, (done + 1 / training.steps) / WARM_UP)
             for group in optimizer.param_groups:
                 group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * done))
-            loss = odometry_loss(odometry, *_windows(sources, training, generator, device), real)
+            loss = loss_of_a_batch()
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(odometry.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             step += 1
             bar.update()
@@ -88,7 +115,7 @@ def train_odometry(
     return step
 
 
-def _progress(step: int, training: OdometryTraining, begin: float) -> float:
+def _progress(step: int, training: Schedule, begin: float) -> float:
     """From 0 to 1."""
     by_steps = step / training.steps if training.steps else 1.0
     by_time = 0.0 if training.minutes is None else (time.monotonic() - begin) / (60 * training.minutes)

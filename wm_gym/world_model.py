@@ -294,15 +294,14 @@ class WorldModel(nn.Module):
             if pending is not None:
                 real[:, 0] = ~pending.dreamed
             poses = before
-            if pending is not None and state.place_map is not None:  # which is read where a frame was dreamed
-                arguments = seen[:, 0], actions[:, 0], before[:, 0], real[:, 0], state.place_map
-                first, carried = self.odometry(carried, *arguments)
-                poses, seen, actions, real = first[:, None], seen[:, 1:], actions[:, 1:], real[:, 1:]
-                before = torch.cat([before, poses], dim=1)
+            if pending is not None and state.place_map is not None:  # which tells more than a dreamed frame
+                first = seen[:, 0], actions[:, 0], poses[:, -1], real[:, 0]
+                told, carried = self.odometry(carried, *first, state.place_map)
+                poses = torch.cat([poses, told[:, None]], dim=1)
+                seen, actions, real = seen[:, 1:], actions[:, 1:], real[:, 1:]
             if seen.shape[1]:
                 told, carried = self.odometry.follow(carried, seen, actions, poses[:, -1], real)
-                before = torch.cat([before, told], dim=1)
-            poses = before
+                poses = torch.cat([poses, told], dim=1)
         else:
             poses = before
         return poses[:, -frames.shape[1] :], carried

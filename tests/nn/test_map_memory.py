@@ -8,7 +8,7 @@ import torch
 from tests.tiny import tiny_model
 from wm_gym.codec import frames_to_model
 from wm_gym.nn.map_memory import DISTANCES, MapMemory, Places
-from wm_gym.world_model import WorldModel, WorldModelConfig
+from wm_gym.world_model import WorldModelConfig
 
 MAP = {"pose_size": 4, "pose_kind": "planar", "hide_noise": True, "map_size": 24, "map_width": 3, "map_layer": 1}
 FRAMES = 37  # more than two parts of a long context
@@ -115,7 +115,7 @@ def test_the_configuration_refuses_a_map_without_planar_poses_or_of_odd_sizes():
         WorldModelConfig(pose_size=4, pose_kind="planar", map_size=8, map_layer=8)
 
 
-def test_a_state_with_a_map_is_saved_and_restored(tmp_path):
+def test_a_state_with_a_map_is_saved_and_restored():
     model = tiny_model(**MAP)
     frames, actions, pose = walk()
     with torch.no_grad():
@@ -124,4 +124,3 @@ def test_a_state_with_a_map_is_saved_and_restored(tmp_path):
     assert again.layers[0].place_map is None
     assert again.layers[1].place_map is not None and state.layers[1].place_map is not None
     assert torch.equal(again.layers[1].place_map, state.layers[1].place_map)
-    assert isinstance(model, WorldModel)

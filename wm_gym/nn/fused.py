@@ -6,7 +6,6 @@ What is left beside the kernels are matrix products, so nothing here needs to be
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -35,7 +34,7 @@ def run_layers(
     condition: Condition,
     rotary: Rotary,
     checkpoint_layers: bool = False,
-    before: Mapping[int, Callable[[Tokens], Tokens]] = MappingProxyType({}),
+    before: Mapping[int, Callable[[Tokens], Tokens]] | None = None,
 ) -> Tokens:
     """Run T frames through all layers, from nothing.
 
@@ -43,12 +42,12 @@ def run_layers(
         tokens: ``[B, T, rows, columns, D]``.
         condition: ``[B, T, condition_width]``, already activated.
         rotary: angles of T frames.
-        before: what is added to the tokens that enter a layer, by the layer's number.
         checkpoint_layers: keep only what passes between the layers, and compute the rest again in the backward pass.
+        before: tells from the tokens that enter a layer what is added to them, by the layer's number; None: nothing is.
     """
     stream = _Stream(tokens, None, None)
     for i, layer in enumerate(layers):
-        if i in before:
+        if before is not None and i in before:
             tokens = _finished(stream)
             stream = _Stream(tokens + before[i](tokens), None, None)
         if checkpoint_layers and torch.is_grad_enabled():

@@ -159,9 +159,7 @@ class MapMemory(nn.Module):
         if before_first:
             shares = shares * (number >= 0).view(-1, 1, 1, 1)
         number = number.clamp(min=0) + torch.arange(batch, device=places.device)[:, None] * num_maps
-        index = places + (number * cells)[..., None, None, None]
-        found = maps.reshape(-1, maps.shape[-1]).index_select(0, index.flatten()).view(*places.shape, -1)
-        return (found * shares[..., None]).sum(-2)
+        return _sums(maps, places + (number * cells)[..., None, None, None], shares)
 
     def out_of(self, found: Tensor, tokens: Tokens) -> Tokens:
         """What the points of each ray ``[B, T, R, D, V + 1]`` add to the tokens ``[B, T, rows, columns, width]``."""
@@ -202,8 +200,12 @@ def read_map(config: WorldModelConfig, place_map: FrameMap, points: Tensor, rows
     if rows is None:
         rows = torch.arange(len(points), device=points.device)
     places, shares = cells_at(points / config.map_cell, config.map_size)
-    first = rows.view(-1, 1, 1) * place_map.shape[1]
-    found = place_map.flatten(0, 1).index_select(0, (places + first).flatten()).view(*places.shape, -1)
+    return _sums(place_map, places + rows.view(-1, 1, 1) * place_map.shape[1], shares)
+
+
+def _sums(maps: Tensor, places: Tensor, shares: Tensor) -> Tensor:
+    """Weighted sums, float32, of the cells `places` ``[..., 4]`` of all maps ``[..., V + 1]`` after each other."""
+    found = maps.reshape(-1, maps.shape[-1]).index_select(0, places.flatten()).view(*places.shape, -1)
     return (found.float() * shares[..., None]).sum(-2)
 
 
