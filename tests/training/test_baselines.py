@@ -252,7 +252,7 @@ def base_with_poses() -> Recipe:
     return dataclasses.replace(base, model=model, learning_rate=5e-4, stages=(Stage(800, 4, 0.5), Stage(400, 8, 0.5)))
 
 
-@pytest.mark.parametrize("base", ["memory_maze_9x9", "with_poses"])
+@pytest.mark.parametrize("base", ["memory_maze_9x9", "memory_maze_9x9_map", "with_poses"])
 @pytest.mark.parametrize("name", BASELINE_RECIPES)
 def test_rows_of_the_comparison_have_equal_parameters_and_frames(name: str, base: str) -> None:
     ours = base_with_poses() if base == "with_poses" else RECIPES[base]()
@@ -267,7 +267,7 @@ def test_rows_of_the_comparison_have_equal_parameters_and_frames(name: str, base
     if block_size:
         assert set(recipe.model.block_sizes) == {block_size} and not isinstance(recipe.model, BaselineConfig)
     else:
-        assert isinstance(recipe.model, BaselineConfig)
+        assert isinstance(recipe.model, BaselineConfig) and recipe.model.map_size == 0
 
 
 @pytest.mark.parametrize("name", ["causal_transformer_192", "mamba2", "dfot_25"])

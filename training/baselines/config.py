@@ -54,5 +54,6 @@ def baseline_config(
     fields = vars(WorldModelConfig() if ours is None else ours)
     names = {field.name for field in dataclasses.fields(WorldModelConfig)}
     fields = {name: value for name, value in fields.items() if name in names}
+    fields["map_size"] = 0  # the map is a part of ours
     fields |= {"window": PAPER_WINDOWS.get(architecture, fields["window"]), "block_sizes": (1,) * num_layers}
     return BaselineConfig(**(fields | changes), architecture=architecture)
