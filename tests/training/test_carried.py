@@ -26,8 +26,9 @@ def segment() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("part_frames", [1, 2, 4, 11, 64])
-def test_parts_compute_what_one_pass_does(part_frames: int) -> None:
-    model = tiny_model(**PLANAR)
+@pytest.mark.parametrize("memory", [{}, {"map_size": 24, "map_width": 3, "map_layer": 1}], ids=["states", "map"])
+def test_parts_compute_what_one_pass_does(part_frames: int, memory: dict[str, int]) -> None:
+    model = tiny_model(**PLANAR, **memory)
     whole, parts = (one(*segment()) for one in (model, CarriedPass(model, part_frames, seeded())))
     for expected, given in zip(whole, parts, strict=True):
         torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-5)

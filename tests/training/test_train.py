@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -324,6 +325,21 @@ def test_a_run_may_learn_lines_of_sight_that_its_first_model_did_not_know(tmp_pa
     with torch.no_grad():
         assert torch.equal(model(*inputs).frame, first(*inputs).frame)
     assert dict(model.named_parameters())[trainer.LINE_WEIGHT].requires_grad
+
+
+def test_a_run_may_be_given_a_map_that_its_first_model_did_not_have(tmp_path: Path) -> None:
+    first = tiny_model(pose_kind="planar", pose_size=4)
+    config = dataclasses.replace(first.config, map_size=24, map_width=3, map_layer=1)
+    model = WorldModel(config)
+    trainer.load_initial_weights(model, str(save_tiny_checkpoint(tmp_path / "first.safetensors", first)))
+    frames, levels, poses = torch.randn(1, 3, 3, 16, 16), torch.tensor([[0.0, 0.0, 1.0]]), torch.randn(1, 3, 4)
+    inputs = frames, levels, torch.zeros(1, 2, dtype=torch.int64), poses
+    with torch.no_grad():
+        torch.testing.assert_close(model(*inputs).frame, first(*inputs).frame)
+    model(*inputs).frame[:, -1].square().sum().backward()
+    assert model.backbone.map_memory is not None
+    learned = model.backbone.map_memory.out.weight.grad  # by which it begins to be read
+    assert learned is not None and learned.abs().sum() > 0
 
 
 def test_mazes_of_the_first_run_still_count_as_trained_on_after_the_second(store: Path, tmp_path: Path) -> None:
