@@ -88,7 +88,10 @@ def make_odometry(arguments: OdometryArguments, argv: Sequence[str]) -> dict[str
     if arguments.init is not None:
         metadata |= _take(odometry, arguments.init, arguments.data is not None)
     if arguments.data is not None:
-        metadata["odometry"] = _train(odometry, model, arguments, device) | provenance("training.odometry", argv)
+        earlier = metadata.get("odometry", {}) if arguments.init is not None else {}
+        metadata["odometry"] = _train(odometry, model, arguments, device, earlier) | provenance(
+            "training.odometry", argv
+        )
     tensors = {key: value for key, value in model.tensors.items() if not key.startswith(PREFIX)}
     state = odometry.state_dict()
     tensors |= {PREFIX + key: value.half() if key == LARGEST else value for key, value in state.items()}
@@ -157,7 +160,31 @@ def _take(odometry: Odometry, source: str, trains: bool) -> dict[str, Any]:
     return {key: value for key, value in checkpoint.metadata.items() if key == "odometry"}
 
 
-def _train(odometry: Odometry, model: _Model, arguments: OdometryArguments, device: torch.device) -> dict[str, Any]:
+def _train(
+    odometry: Odometry, model: _Model, arguments: OdometryArguments, device: torch.device, earlier: dict[str, Any]
+) -> dict[str, Any]:
+    """Trains what there are steps for, and returns its history.
+
+    Args:
+        earlier: the history of the weights that it begins with.
+    """
+    assert arguments.data is not None
+    begin = time.monotonic()
+    torch.backends.cudnn.benchmark = True  # every step is of the same shapes
+    by_eye = _train_by_eye(odometry, model, arguments, device) if arguments.training.steps else earlier
+    by_map = _train_by_map(odometry, model, arguments, device)
+    if not by_map and not arguments.training.steps:
+        raise ValueError("There is nothing to train: training.steps is 0, and no map is moved by.")
+    histories = (earlier, by_eye, by_map.get("by_map", {}))
+    ranges = [one for history in histories for one in history.get("training_seeds", [])]
+    seeds = seed_ranges(seed for first, last in ranges for seed in range(first, last + 1))
+    minutes = round((time.monotonic() - begin) / 60, 2)
+    return {**by_eye, **by_map, "minutes": minutes, "training_seeds": seeds}
+
+
+def _train_by_eye(
+    odometry: Odometry, model: _Model, arguments: OdometryArguments, device: torch.device
+) -> dict[str, Any]:
     assert arguments.data is not None
     limit = int(arguments.max_gigabytes * 1e9)
     dataset = EpisodeDataset(arguments.data, "train", device, limit, env_id=model.metadata.get("env_id"))
@@ -166,14 +193,8 @@ def _train(odometry: Odometry, model: _Model, arguments: OdometryArguments, devi
             f"{arguments.data} has poses of size {dataset.pose.shape[1]}; odometry learns from planar ones."
         )
     dreams = _dreams(model, arguments, device) if arguments.dreamed_walks else None
-    begin = time.monotonic()
-    torch.backends.cudnn.benchmark = True  # every step is of the same shapes
-    steps = train_odometry(odometry, dataset, arguments.training, dreams)
-    by_map = _train_by_map(odometry, model, arguments, device)
     return {
-        "steps": steps,
-        **by_map,
-        "minutes": round((time.monotonic() - begin) / 60, 2),
+        "steps": train_odometry(odometry, dataset, arguments.training, dreams),
         "num_frames": dataset.num_frames,
         "training_seeds": seed_ranges(dataset.seeds),
         "dreamed_walks": arguments.dreamed_walks,
@@ -191,7 +212,9 @@ def _train_by_map(
     assert arguments.data is not None
     walks = map_walks(_without_odometry(model, device), arguments.data, arguments.mapped_walks, arguments.map_every)
     steps = train_by_map(odometry, walks, arguments.by_map)
-    return {"by_map": {"steps": steps, "walks": arguments.mapped_walks, "map_every": arguments.map_every}}
+    seeds = seed_ranges(open_store(arguments.data).seeds("train")[: arguments.mapped_walks])
+    by_map = {"steps": steps, "walks": arguments.mapped_walks, "map_every": arguments.map_every}
+    return {"by_map": by_map | {"training_seeds": seeds}}
 
 
 def _dreams(model: _Model, arguments: OdometryArguments, device: torch.device) -> DreamedWalks:

@@ -16,7 +16,7 @@ from wm_gym.policy_loading import FunctionPolicy, make_function_policy
 
 __all__ = ["FunctionPolicy", "Navigator", "Policy", "RandomPolicy", "make_policy"]
 
-MIXTURE = (0.1, 0.4, 0.1, 0.25, 0.15)  # of "mixed": navigator, restless, random, sticky, backtrack
+MIXTURE = (0.1, 0.3, 0.25, 0.2, 0.15)  # of "mixed": navigator, restless, random, sticky, backtrack
 MIXTURE_STREAM = 5  # keeps this choice apart from the policies' own random numbers
 
 
@@ -26,7 +26,7 @@ def make_policy(name: str, env: gym.Env[Any, Any], seed: int) -> Policy:
     Args:
         name: "random", "sticky", "navigator", "restless" (Memory Maze; a navigator that random actions interrupt),
             "backtrack-N" (Memory Maze; walks for N steps and then back the way it came), "mixed" (Memory Maze; a
-            restless navigator in many episodes, in the others one of these), or "PACKAGE.MODULE:FUNCTION". The
+            restless navigator in many episodes, random actions in as many, in the others one of these), or "PACKAGE.MODULE:FUNCTION". The
             function is called as function(env, seed) before each episode and returns a `Policy`, or a callable
             (obs, info) -> action. It sees the environment's own observations, whatever of them is recorded, and takes
             all its randomness from the seed.

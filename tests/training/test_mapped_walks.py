@@ -106,7 +106,12 @@ def test_the_command_trains_what_moves_by_the_map_and_says_so(store: Path, tmp_p
     maps = ["--mapped-walks", "3", "--map-every", "10", "--by-map.steps", "4", "--by-map.length", "4"]
     main(["--data", str(store), "--checkpoint", str(source), "--out", str(out), *quick, *maps])
     made = load_checkpoint(out)
-    assert made.metadata["odometry"]["by_map"] == {"steps": 4, "walks": 3, "map_every": 10}
+    assert made.metadata["odometry"]["by_map"] == {
+        "steps": 4,
+        "walks": 3,
+        "map_every": 10,
+        "training_seeds": [[0, 2]],
+    }
     assert any(name.startswith("odometry.by_map.") for name in made.tensors)
     main(["--init", str(out), "--checkpoint", str(source), "--out", str(again)])
     assert all(torch.equal(value, load_checkpoint(again).tensors[name]) for name, value in made.tensors.items())

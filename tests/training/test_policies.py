@@ -219,10 +219,10 @@ def test_restless_navigator_walks_into_walls_where_the_navigator_hardly_does_and
 def test_mixed_plays_the_restless_navigator_most_and_the_same_for_the_same_seed() -> None:
     names = [mixed_policy_name(seed) for seed in range(2000)]
     assert names == [mixed_policy_name(seed) for seed in range(2000)]
-    assert abs(names.count("restless") / 2000 - 0.4) < 0.04
+    assert abs(names.count("restless") / 2000 - 0.3) < 0.04
     assert abs(names.count("navigator") / 2000 - 0.1) < 0.03
-    assert abs(names.count("random") / 2000 - 0.1) < 0.03
-    assert abs(names.count("sticky") / 2000 - 0.25) < 0.03
+    assert abs(names.count("random") / 2000 - 0.25) < 0.04
+    assert abs(names.count("sticky") / 2000 - 0.2) < 0.03
     lengths = {int(name.removeprefix("backtrack-")) for name in names if name.startswith("backtrack-")}
     assert min(lengths) >= 100
     assert max(lengths) < 500
