@@ -25,8 +25,8 @@ def make_policy(name: str, env: gym.Env[Any, Any], seed: int) -> Policy:
 
     Args:
         name: "random", "sticky", "navigator", "restless" (Memory Maze; a navigator that random actions interrupt),
-            "backtrack-N" (Memory Maze; walks for N steps and then back the way it came), "mixed" (Memory Maze; a
-            restless navigator in many episodes, random actions in as many, in the others one of these), or "PACKAGE.MODULE:FUNCTION". The
+            "backtrack-N" (Memory Maze; walks for N steps and then back the way it came), "mixed" (Memory Maze; one of
+            these in each episode, a restless navigator or random actions in most), or "PACKAGE.MODULE:FUNCTION". The
             function is called as function(env, seed) before each episode and returns a `Policy`, or a callable
             (obs, info) -> action. It sees the environment's own observations, whatever of them is recorded, and takes
             all its randomness from the seed.

@@ -117,6 +117,33 @@ def test_the_command_trains_what_moves_by_the_map_and_says_so(store: Path, tmp_p
     assert all(torch.equal(value, load_checkpoint(again).tensors[name]) for name, value in made.tensors.items())
 
 
+def test_what_moves_by_the_map_is_trained_alone_and_the_history_of_the_eyes_is_kept(
+    store: Path, tmp_path: Path
+) -> None:
+    source = save_tiny_checkpoint(tmp_path / "in.safetensors", tiny_model(**MAP))
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    quick = ["--training.steps", "2", "--training.batch-size", "4", "--training.length", "9", "--device", "cpu"]
+    maps = ["--map-every", "10", "--by-map.length", "4", "--mapped-walks"]
+    of = ["--data", str(store), "--checkpoint", str(source)]
+    main([*of, "--out", str(first), *quick, *maps, "1", "--by-map.steps", "1"])
+    by_map = ["--training.steps", "0", *maps, "3", "--by-map.steps", "4", "--device", "cpu"]
+    main([*of, "--init", str(first), "--out", str(second), *by_map])
+    before, after = load_checkpoint(first), load_checkpoint(second)
+    changed = {name for name, value in after.tensors.items() if not torch.equal(value, before.tensors[name])}
+    assert changed and all(name.startswith("odometry.by_map.") for name in changed)
+    history = after.metadata["odometry"]
+    assert (history["steps"], history["num_frames"]) == (2, before.metadata["odometry"]["num_frames"])
+    assert history["by_map"]["training_seeds"] == [[0, 2]]
+    assert history["training_seeds"] == before.metadata["odometry"]["training_seeds"] == [[0, 5]]
+
+
+def test_training_without_steps_and_without_a_map_is_refused(store: Path, tmp_path: Path) -> None:
+    source = save_tiny_checkpoint(tmp_path / "in.safetensors", tiny_model(pose_size=4, pose_kind="planar"))
+    arguments = ["--data", str(store), "--checkpoint", str(source), "--out", str(tmp_path / "out.safetensors")]
+    with pytest.raises(SystemExit, match=r"training\.steps is 0"):
+        main([*arguments, "--training.steps", "0", "--device", "cpu"])
+
+
 def test_odometry_without_a_map_is_no_odometry_of_a_model_with_one(store: Path, tmp_path: Path) -> None:
     planar = {"pose_size": 4, "pose_kind": "planar"}
     old = save_tiny_checkpoint(tmp_path / "old.safetensors", tiny_model(**planar, odometry=True))
