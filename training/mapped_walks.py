@@ -108,7 +108,7 @@ def map_walks(model: WorldModel, data: Path, num_walks: int, every: int, num_fra
         num_frames: of a walk; 0: as many as the shortest has.
 
     Raises:
-        ValueError: there are fewer walks, or too short ones.
+        ValueError: there are fewer walks, or too short ones, or their poses are not planar.
     """
     store = open_store(data)
     seeds = store.seeds("train")
@@ -120,6 +120,8 @@ def map_walks(model: WorldModel, data: Path, num_walks: int, every: int, num_fra
     if not lengths or every <= _BEFORE:
         raise ValueError(f"Walks of {length} frames leave no room after a map that is made after {every} of them.")
     walks = read_rollouts(data, "train", seeds, length)
+    if walks.pose.shape[-1] != 4:
+        raise ValueError(f"{data} has poses of size {walks.pose.shape[-1]}; maps are made along planar ones.")
     poses = relative_to_first(walks.pose.float())
     noted = memories_after(
         map_part(model), Walk(walks.frames, walks.actions, poses), lengths, "making maps", note=_maps_of

@@ -210,9 +210,12 @@ def _train_by_map(
     if arguments.checkpoint is None:
         raise ValueError("Odometry that moves by a map is trained on the maps of a model; give --checkpoint.")
     assert arguments.data is not None
+    store, env_id = open_store(arguments.data), model.metadata.get("env_id")
+    if env_id is not None and not store.header.is_of(env_id):
+        raise ValueError(f"{arguments.data} holds episodes of {store.header.env_id}, the model is of {env_id}.")
     walks = map_walks(_without_odometry(model, device), arguments.data, arguments.mapped_walks, arguments.map_every)
     steps = train_by_map(odometry, walks, arguments.by_map)
-    seeds = seed_ranges(open_store(arguments.data).seeds("train")[: arguments.mapped_walks])
+    seeds = seed_ranges(store.seeds("train")[: arguments.mapped_walks])
     by_map = {"steps": steps, "walks": arguments.mapped_walks, "map_every": arguments.map_every}
     return {"by_map": by_map | {"training_seeds": seeds}}
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ from tests.toy_store import make_toy_store
 from training.mapped_walks import MappedWalks, MapTraining, map_walks, train_by_map
 from training.odometry import main
 from training.recall.memories import map_part
-from wm_gym.checkpoint import load_checkpoint
+from wm_gym.checkpoint import load_checkpoint, save_checkpoint
 from wm_gym.nn.odometry import PAST_ACTIONS, Odometry
 
 MAP: dict[str, Any] = {"pose_size": 4, "pose_kind": "planar", "hide_noise": True}
@@ -142,6 +144,22 @@ def test_training_without_steps_and_without_a_map_is_refused(store: Path, tmp_pa
     arguments = ["--data", str(store), "--checkpoint", str(source), "--out", str(tmp_path / "out.safetensors")]
     with pytest.raises(SystemExit, match=r"training\.steps is 0"):
         main([*arguments, "--training.steps", "0", "--device", "cpu"])
+
+
+def test_walks_of_another_environment_make_no_maps(store: Path, tmp_path: Path) -> None:
+    model = tiny_model(**MAP)
+    save_checkpoint(
+        source := tmp_path / "in.safetensors",
+        config=model.config.to_dict(),
+        tensors=model.state_dict(),
+        observation_space=gym.spaces.Box(0, 255, (16, 16, 3), np.uint8),
+        action_space=gym.spaces.Discrete(3),
+        metadata={"name": "tiny", "env_id": "wm_gym/MemoryMaze-9x9-v0"},
+    )
+    arguments = ["--data", str(store), "--checkpoint", str(source), "--out", str(tmp_path / "out.safetensors")]
+    with pytest.raises(SystemExit, match="the model is of wm_gym/MemoryMaze-9x9-v0"):
+        main([*arguments, "--training.steps", "0", "--device", "cpu"])
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_odometry_without_a_map_is_no_odometry_of_a_model_with_one(store: Path, tmp_path: Path) -> None:
