@@ -79,6 +79,8 @@ def make_odometry(arguments: OdometryArguments, argv: Sequence[str]) -> dict[str
     """
     if arguments.data is None and arguments.init is None:
         raise ValueError("There is nothing to make odometry from: give --data to train it, or --init to take it.")
+    if arguments.data is not None and not arguments.training.steps and arguments.init is None:
+        raise ValueError("training.steps 0 leaves what looks at frames untrained: give --init, whose odometry to take.")
     name = arguments.device if arguments.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     device = resolve_device(name)
     model = _model(arguments)

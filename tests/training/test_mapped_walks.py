@@ -119,6 +119,12 @@ def test_the_command_trains_what_moves_by_the_map_and_says_so(store: Path, tmp_p
     assert all(torch.equal(value, load_checkpoint(again).tensors[name]) for name, value in made.tensors.items())
 
 
+def odometry_by_eye(folder: Path) -> Path:
+    """A checkpoint whose odometry knows no map."""
+    model = tiny_model(pose_size=4, pose_kind="planar", odometry=True)
+    return save_tiny_checkpoint(folder / "by_eye.safetensors", model)
+
+
 def test_what_moves_by_the_map_is_trained_alone_and_the_history_of_the_eyes_is_kept(
     store: Path, tmp_path: Path
 ) -> None:
@@ -142,8 +148,11 @@ def test_what_moves_by_the_map_is_trained_alone_and_the_history_of_the_eyes_is_k
 def test_training_without_steps_and_without_a_map_is_refused(store: Path, tmp_path: Path) -> None:
     source = save_tiny_checkpoint(tmp_path / "in.safetensors", tiny_model(pose_size=4, pose_kind="planar"))
     arguments = ["--data", str(store), "--checkpoint", str(source), "--out", str(tmp_path / "out.safetensors")]
+    arguments += ["--training.steps", "0", "--device", "cpu"]
+    with pytest.raises(SystemExit, match="give --init"):
+        main(arguments)
     with pytest.raises(SystemExit, match=r"training\.steps is 0"):
-        main([*arguments, "--training.steps", "0", "--device", "cpu"])
+        main([*arguments, "--init", str(odometry_by_eye(tmp_path))])
 
 
 def test_walks_of_another_environment_make_no_maps(store: Path, tmp_path: Path) -> None:
@@ -157,18 +166,19 @@ def test_walks_of_another_environment_make_no_maps(store: Path, tmp_path: Path) 
         metadata={"name": "tiny", "env_id": "wm_gym/MemoryMaze-9x9-v0"},
     )
     arguments = ["--data", str(store), "--checkpoint", str(source), "--out", str(tmp_path / "out.safetensors")]
+    arguments += ["--init", str(odometry_by_eye(tmp_path)), "--training.steps", "0", "--device", "cpu"]
     with pytest.raises(SystemExit, match="the model is of wm_gym/MemoryMaze-9x9-v0"):
-        main([*arguments, "--training.steps", "0", "--device", "cpu"])
+        main(arguments)
     assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_odometry_without_a_map_is_no_odometry_of_a_model_with_one(store: Path, tmp_path: Path) -> None:
-    planar = {"pose_size": 4, "pose_kind": "planar"}
-    old = save_tiny_checkpoint(tmp_path / "old.safetensors", tiny_model(**planar, odometry=True))
+    old = odometry_by_eye(tmp_path)
     source = save_tiny_checkpoint(tmp_path / "in.safetensors", tiny_model(**MAP))
     with pytest.raises(SystemExit, match="does not move by a map"):
         main(["--init", str(old), "--checkpoint", str(source), "--out", str(tmp_path / "out.safetensors")])
     few = ["--data", str(store), "--mapped-walks", "7", "--device", "cpu", "--training.steps", "0"]
+    few += ["--init", str(old)]
     with pytest.raises(SystemExit, match="has 6 walks, maps of 7"):
         main(["--checkpoint", str(source), "--out", str(tmp_path / "out.safetensors"), *few])
 
