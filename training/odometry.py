@@ -91,9 +91,8 @@ def make_odometry(arguments: OdometryArguments, argv: Sequence[str]) -> dict[str
         metadata |= _take(odometry, arguments.init, arguments.data is not None)
     if arguments.data is not None:
         earlier = metadata.get("odometry", {}) if arguments.init is not None else {}
-        metadata["odometry"] = _train(odometry, model, arguments, device, earlier) | provenance(
-            "training.odometry", argv
-        )
+        history = _train(odometry, model, arguments, device, earlier)
+        metadata["odometry"] = history | provenance("training.odometry", argv)
     tensors = {key: value for key, value in model.tensors.items() if not key.startswith(PREFIX)}
     state = odometry.state_dict()
     tensors |= {PREFIX + key: value.half() if key == LARGEST else value for key, value in state.items()}
@@ -159,7 +158,10 @@ def _take(odometry: Odometry, source: str, trains: bool) -> dict[str, Any]:
         odometry.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"The odometry of {source} is for other frames or actions: {error}.") from error
-    return {key: value for key, value in checkpoint.metadata.items() if key == "odometry"}
+    history = dict(checkpoint.metadata.get("odometry", {}))
+    if not wants_map:
+        history.pop("by_map", None)
+    return {"odometry": history} if history else {}
 
 
 def _train(
@@ -173,7 +175,7 @@ def _train(
     assert arguments.data is not None
     begin = time.monotonic()
     torch.backends.cudnn.benchmark = True  # every step is of the same shapes
-    by_eye = _train_by_eye(odometry, model, arguments, device) if arguments.training.steps else earlier
+    by_eye = _train_by_eye(odometry, model, arguments, device) if arguments.training.steps else {}
     by_map = _train_by_map(odometry, model, arguments, device)
     if not by_map and not arguments.training.steps:
         raise ValueError("There is nothing to train: training.steps is 0, and no map is moved by.")
@@ -181,7 +183,7 @@ def _train(
     ranges = [one for history in histories for one in history.get("training_seeds", [])]
     seeds = seed_ranges(seed for first, last in ranges for seed in range(first, last + 1))
     minutes = round((time.monotonic() - begin) / 60, 2)
-    return {**by_eye, **by_map, "minutes": minutes, "training_seeds": seeds}
+    return {**earlier, **by_eye, **by_map, "minutes": minutes, "training_seeds": seeds}
 
 
 def _train_by_eye(

@@ -143,6 +143,9 @@ def test_what_moves_by_the_map_is_trained_alone_and_the_history_of_the_eyes_is_k
     assert (history["steps"], history["num_frames"]) == (2, before.metadata["odometry"]["num_frames"])
     assert history["by_map"]["training_seeds"] == [[0, 2]]
     assert history["training_seeds"] == before.metadata["odometry"]["training_seeds"] == [[0, 5]]
+    eyes = [*of, "--init", str(second), "--out", str(tmp_path / "third.safetensors"), *quick, "--by-map.steps", "0"]
+    main(eyes)
+    assert load_checkpoint(tmp_path / "third.safetensors").metadata["odometry"]["by_map"] == history["by_map"]
 
 
 def test_training_without_steps_and_without_a_map_is_refused(store: Path, tmp_path: Path) -> None:
