@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from training.odometry_training import minimise, motion_cost, motion_unit
+from training.odometry_training import ERROR_SCALE, minimise, motion_cost, motion_unit
 from training.recall.memories import Walk, map_part, memories_after
 from training.rollouts import read_rollouts
-from training.store import open_store
+from training.store import EpisodeStore, open_store
 from wm_gym.array_typing import Actions, Poses
+from wm_gym.nn.grid_odometry import GridOdometry, InCell, in_cell, walls_around
 from wm_gym.nn.odometry import PAST_ACTIONS, Odometry
 from wm_gym.nn.state import ModelState
-from wm_gym.poses import motion_between, relative_to_first
+from wm_gym.ops.bearings import placed
+from wm_gym.poses import MOTION_SIZE, motion_between, moved, relative_to, relative_to_first
 from wm_gym.world_model import WorldModel
 
+WINDOWS_PER_READ = 16  # with bearings: windows for each one whose walls are read from the map
 _BEFORE = PAST_ACTIONS  # steps of a walk before a window, which tell what moves
 
 
@@ -34,6 +41,7 @@ class MapTraining:
     ahead: int = 300  # steps after its map was made within which a window lies
     offset: float = 0.1  # cells; scale of how far windows are led beside their walk ...
     kept_offset: float = 0.5  # ... of which so much is left after each step: it is to be led back, as by a wall
+    grid_offset: float = 0.01  # cells, half as many radians; with bearings: scale of how far the grid is mistaken
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -46,6 +54,8 @@ class MapTraining:
             raise ValueError(
                 f"offset must be at least 0 and kept_offset in [0, 1], got {self.offset} and {self.kept_offset}."
             )
+        if self.grid_offset < 0:
+            raise ValueError(f"grid_offset must be at least 0, got {self.grid_offset}.")
 
 
 class MapWindow(NamedTuple):
@@ -55,11 +65,15 @@ class MapWindow(NamedTuple):
         rows: the map of each, int64 ``[B]``.
         poses: before, in and after the window, ``[B, before + T + 1, 4]``.
         actions: that led from each of them to the next.
+        origins: where the poses are seen from, as it lies on the grid of walls, ``[B, 4]``; None if that is not known.
+        layouts: which cells are walls, ``[B, n, n]``, indexed [y, x]; likewise.
     """
 
     rows: Tensor
     poses: Poses
     actions: Actions
+    origins: Tensor | None = None
+    layouts: Tensor | None = None
 
 
 class MappedWalks:
@@ -70,10 +84,21 @@ class MappedWalks:
         lengths: the K numbers of frames.
         poses: as seen from the first frame, ``[M, T, 4]``.
         actions: ``[M, T - 1]`` or ``[M, T - 1, A]``, or longer.
+        origins: the first poses as they lie on the grid of walls, ``[M, 4]``; for odometry with bearings.
+        layouts: which cells are walls, ``[M, n, n]``, indexed [y, x]; likewise.
     """
 
-    def __init__(self, maps: Tensor, lengths: list[int], poses: Poses, actions: Actions) -> None:
+    def __init__(
+        self,
+        maps: Tensor,
+        lengths: list[int],
+        poses: Poses,
+        actions: Actions,
+        origins: Tensor | None = None,
+        layouts: Tensor | None = None,
+    ) -> None:
         self.maps, self._poses, self._actions = maps, poses, actions
+        self._origins, self._layouts = origins, layouts
         self._lengths = torch.tensor(lengths, device=maps.device)
 
     def sample(self, training: MapTraining, generator: torch.Generator) -> MapWindow:
@@ -95,7 +120,8 @@ class MappedWalks:
         start = self._lengths[number] + (draw[2] * room[number].clamp(max=training.ahead)).long()
         places = start[:, None] + torch.arange(-_BEFORE, training.length + 1, device=device)
         poses, actions = self._poses[walk[:, None], places], self._actions[walk[:, None], places[:, :-1]]
-        return MapWindow(walk * num_lengths + number, poses, actions)
+        origins, layouts = (None if part is None else part[walk] for part in (self._origins, self._layouts))
+        return MapWindow(walk * num_lengths + number, poses, actions, origins, layouts)
 
 
 def map_walks(model: WorldModel, data: Path, num_walks: int, every: int, num_frames: int = 0) -> MappedWalks:
@@ -127,7 +153,17 @@ def map_walks(model: WorldModel, data: Path, num_walks: int, every: int, num_fra
         map_part(model), Walk(walks.frames, walks.actions, poses), lengths, "making maps", note=_maps_of
     )
     maps = torch.stack([noted[length][0] for length in lengths], dim=1)
-    return MappedWalks(maps, lengths, poses.to(model.device), walks.actions.to(model.device))
+    origins = walks.pose[:, 0].float().to(model.device)
+    layouts = _layouts(store, seeds, model.device)
+    return MappedWalks(maps, lengths, poses.to(model.device), walks.actions.to(model.device), origins, layouts)
+
+
+def _layouts(store: EpisodeStore, seeds: Sequence[int], device: torch.device) -> Tensor | None:
+    """Layouts of the mazes ``[M, n, n]``, None if they were not recorded or differ in size."""
+    found = [np.array(store.attributes(seed, "train").get("layout", ())) for seed in seeds]
+    if any(layout.ndim != 2 for layout in found) or len({layout.shape for layout in found}) > 1:
+        return None
+    return torch.from_numpy(np.stack(found)).to(device, torch.float32)
 
 
 def _maps_of(state: ModelState, _rows: Tensor, _length: int) -> tuple[Tensor, ...]:
@@ -136,13 +172,17 @@ def _maps_of(state: ModelState, _rows: Tensor, _length: int) -> tuple[Tensor, ..
 
 
 def train_by_map(odometry: Odometry, walks: MappedWalks, training: MapTraining) -> int:
-    """Trains what odometry tells from the map, in place, and returns the number of steps. Nothing else changes."""
+    """Trains what odometry tells from the map, in place, and returns the number of steps. Nothing else changes.
+
+    Raises ValueError if the odometry takes bearings and nothing tells where the walls of the walks' mazes are.
+    """
     assert odometry.by_map is not None, "the model has no map"
     parameters = list(odometry.by_map.parameters())
     generator = torch.Generator(parameters[0].device).manual_seed(training.seed)
+    cost = grid_loss if isinstance(odometry.by_map, GridOdometry) else map_loss
 
     def loss() -> Tensor:
-        return map_loss(odometry, walks.maps, walks.sample(training, generator), training, generator)
+        return cost(odometry, walks.maps, walks.sample(training, generator), training, generator)
 
     return minimise(parameters, loss, training, "training odometry by map")
 
@@ -159,20 +199,58 @@ def map_loss(
         maps: ``[M, K, G * G, V + 1]``.
     """
     assert odometry.by_map is not None
-    poses, device = window.poses, window.poses.device
-    true = motion_between(poses[:, :-1], poses[:, 1:])
-    recent = torch.cat([true[:, _BEFORE - 1 : -1], true[:, _BEFORE - 2 : -2]], dim=-1)
-    noise = torch.randn(len(poses), 1, 2, generator=generator, device=generator.device).to(device)
-    left = training.kept_offset ** torch.arange(training.length + 1, device=device).view(1, -1, 1)
+    poses = window.poses
+    noise = _normal((len(poses), 1, 2), poses, generator)
+    left = training.kept_offset ** torch.arange(training.length + 1, device=poses.device).view(1, -1, 1)
     beside = training.offset * noise * left
     own = torch.cat([poses[:, _BEFORE:, :2] + beside, poses[:, _BEFORE:, 2:]], dim=-1)
     wanted = motion_between(own[:, :-1], own[:, 1:])
-    unit = motion_unit(device)
-    recent = recent + unit.repeat(2) * torch.randn(recent.shape, generator=generator, device=generator.device).to(
-        device
-    )
-    numbers = odometry.as_numbers(window.actions)
-    count = training.length
-    history = torch.cat([numbers[:, i : i + count] for i in range(PAST_ACTIONS + 1)], dim=-1)
+    recent, history = _led(odometry, window, training, generator)
     told = odometry.by_map(maps.flatten(0, 1), own[:, :-1], recent, history, window.rows)
-    return motion_cost((wanted - told) / unit)
+    return motion_cost((wanted - told) / motion_unit(poses.device))
+
+
+def grid_loss(
+    odometry: Odometry, maps: Tensor, window: MapWindow, training: MapTraining, generator: torch.Generator
+) -> Tensor:
+    """Errors of the motions that are told beside the true walls, and of the walls that are read from the map.
+
+    Arguments as of `map_loss`. Raises ValueError for windows that do not tell where walls are.
+    """
+    by_map, poses = odometry.by_map, window.poses
+    assert isinstance(by_map, GridOdometry)
+    if window.origins is None or window.layouts is None:
+        raise ValueError("Odometry with bearings learns where walls stop it; these walks have no layout of their maze.")
+    device, own = poses.device, poses[:, _BEFORE:-1]
+    true = placed(window.origins[:, None].expand_as(own), own)
+    walls = walls_around(window.layouts, true, in_cell(true))
+    # The grid is mistaken a little, by the same all along a window. A cell must not be mistaken for another.
+    mistake = (
+        motion_unit(device) / ERROR_SCALE * training.grid_offset * _normal((len(own), 1, MOTION_SIZE), own, generator)
+    )
+    taken = placed(moved(true[:, :1], mistake).expand_as(own), relative_to(own, own[:, :1]))
+    same = (taken[..., :2].floor() == true[..., :2].floor()).all(-1, keepdim=True)
+    taken = torch.where(same & (in_cell(taken).axis == in_cell(true).axis)[..., None], taken, true)
+    place = in_cell(taken)
+    recent, history = _led(odometry, window, training, generator)
+    wanted = motion_between(own, poses[:, _BEFORE + 1 :])
+    motions = motion_cost((wanted - by_map.moves(place, walls, recent, history)) / motion_unit(device))
+    few = slice(math.ceil(len(own) / WINDOWS_PER_READ))  # to read takes most of the time, and is soon learned
+    read = by_map.walls(maps.flatten(0, 1), own[few], InCell(*(part[few] for part in place)), window.rows[few])
+    return motions + F.binary_cross_entropy_with_logits(read, walls[few])
+
+
+def _led(
+    odometry: Odometry, window: MapWindow, training: MapTraining, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Recent motions ``[B, T, 6]``, somewhat wrong, and actions as numbers, that led to the poses of a window."""
+    poses, count = window.poses, training.length
+    true = motion_between(poses[:, :-1], poses[:, 1:])
+    recent = torch.cat([true[:, _BEFORE - 1 : -1], true[:, _BEFORE - 2 : -2]], dim=-1)
+    recent = recent + motion_unit(poses.device).repeat(2) * _normal(tuple(recent.shape), poses, generator)
+    numbers = odometry.as_numbers(window.actions)
+    return recent, torch.cat([numbers[:, i : i + count] for i in range(PAST_ACTIONS + 1)], dim=-1)
+
+
+def _normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, device=generator.device).to(like.device)

@@ -19,6 +19,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from training.bearings_training import BearingsTraining, train_bearings
 from training.dataset import EpisodeDataset
 from training.dreamed_walks import DreamedWalks, dream_walks
 from training.mapped_walks import MapTraining, map_walks, train_by_map
@@ -33,8 +34,9 @@ from wm_gym.nn.config import WorldModelConfig
 from wm_gym.nn.odometry import Odometry
 from wm_gym.world_model import WorldModel
 
-PREFIX, BY_MAP = "odometry.", "by_map."
-LARGEST = "compare.weight"  # half of all numbers, kept in float16; what recursion multiplies stays in float32
+PREFIX, BY_MAP, BEARINGS = "odometry.", "by_map.", "bearings."
+# Most of the numbers, kept in float16; what tells free motion, step upon step, stays in float32.
+HALVED = ("compare.weight", "pair.", BEARINGS, *(BY_MAP + name for name in ("cell.", "enter.", "hidden.", "deep.")))
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class OdometryArguments:
     mapped_walks: int = 64  # of --data, of which a model with a map makes maps, to move by these in its dreams
     map_every: int = 100  # frames between two maps of a walk
     by_map: MapTraining = field(default_factory=MapTraining)
+    bearings: BearingsTraining = field(default_factory=BearingsTraining)  # for mazes whose walls stand on a grid
     evaluate: Path | None = None  # JSON file for the drift on held-out walks
     evaluation_data: Path | None = None  # store with those walks, in the split test; None: that of --data
     evaluation_steps: tuple[int, ...] = (100, 400)  # drift after so many
@@ -95,7 +98,7 @@ def make_odometry(arguments: OdometryArguments, argv: Sequence[str]) -> dict[str
         metadata["odometry"] = history | provenance("training.odometry", argv)
     tensors = {key: value for key, value in model.tensors.items() if not key.startswith(PREFIX)}
     state = odometry.state_dict()
-    tensors |= {PREFIX + key: value.half() if key == LARGEST else value for key, value in state.items()}
+    tensors |= {PREFIX + key: value.half() if key.startswith(HALVED) else value for key, value in state.items()}
     save_checkpoint(
         arguments.out,
         config=model.config.to_dict(),
@@ -115,7 +118,7 @@ def _model(arguments: OdometryArguments) -> _Model:
             raise ValueError(
                 f"{arguments.checkpoint} is not conditioned on planar poses, so odometry is of no use to it."
             )
-        config = dataclasses.replace(config, odometry=True)
+        config = dataclasses.replace(config, odometry=True, bearings=_takes_bearings(arguments))
         return _Model(config, loaded.tensors, loaded.observation_space, loaded.action_space, loaded.metadata)
     if arguments.data is None:
         loaded = load_checkpoint(str(arguments.init))
@@ -134,10 +137,18 @@ def _model(arguments: OdometryArguments) -> _Model:
         pose_size=4,
         pose_kind="planar",
         odometry=True,
+        bearings=_takes_bearings(arguments),
         patch_size=1,
         block_sizes=(1,),
     )
     return _Model(config, {}, header.observation_space, space, {"env_id": header.env_id, "name": "odometry"})
+
+
+def _takes_bearings(arguments: OdometryArguments) -> bool:
+    """Whether the odometry to be made does: it is to learn it, or the one that it begins with has."""
+    if arguments.bearings.steps or arguments.init is None:
+        return bool(arguments.bearings.steps)
+    return any(key.startswith(PREFIX + BEARINGS) for key in load_checkpoint(arguments.init).tensors)
 
 
 def _take(odometry: Odometry, source: str, trains: bool) -> dict[str, Any]:
@@ -147,19 +158,24 @@ def _take(odometry: Odometry, source: str, trains: bool) -> dict[str, Any]:
     weights = {key.removeprefix(PREFIX): value.float() for key, value in tensors.items() if key.startswith(PREFIX)}
     if not weights:
         raise ValueError(f"{source} has no odometry; train one with --data.")
-    wants_map, has_map = odometry.by_map is not None, any(key.startswith(BY_MAP) for key in weights)
-    if wants_map and not has_map:
-        if not trains:
-            raise ValueError(f"The odometry of {source} does not move by a map, as the model's does; give --data.")
-        weights |= {key: value for key, value in odometry.state_dict().items() if key.startswith(BY_MAP)}
-    elif has_map and not wants_map:
-        weights = {key: value for key, value in weights.items() if not key.startswith(BY_MAP)}
+    own = odometry.state_dict()
+    parts = (BY_MAP, BEARINGS)
+    wanted = {key for key in own if key.startswith(parts)}
+    # What moves by a map with the lines of a grid is another network than what moves by a map alone.
+    fresh = {key for key in wanted if key not in weights or weights[key].shape != own[key].shape}
+    if fresh and not trains:
+        what = "move by a map" if any(key.startswith(BY_MAP) for key in fresh) else "take bearings"
+        raise ValueError(f"The odometry of {source} does not {what}, as the model's does; give --data.")
+    if any(key.startswith(BY_MAP) for key in fresh):
+        fresh = fresh | {key for key in wanted if key.startswith(BY_MAP)}
+    weights = {key: value for key, value in weights.items() if key in wanted or not key.startswith(parts)}
+    weights |= {key: own[key] for key in fresh}
     try:
         odometry.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"The odometry of {source} is for other frames or actions: {error}.") from error
     history = dict(checkpoint.metadata.get("odometry", {}))
-    if not wants_map:
+    if odometry.by_map is None or any(key.startswith(BY_MAP) for key in fresh):
         history.pop("by_map", None)
     return {"odometry": history} if history else {}
 
@@ -175,11 +191,11 @@ def _train(
     assert arguments.data is not None
     begin = time.monotonic()
     torch.backends.cudnn.benchmark = True  # every step is of the same shapes
-    by_eye = _train_by_eye(odometry, model, arguments, device) if arguments.training.steps else {}
+    by_eye = _train_by_eye(odometry, model, arguments, device)
     by_map = _train_by_map(odometry, model, arguments, device)
-    if not by_map and not arguments.training.steps:
+    if not by_map and not by_eye:
         raise ValueError("There is nothing to train: training.steps is 0, and no map is moved by.")
-    histories = (earlier, by_eye, by_map.get("by_map", {}))
+    histories = (earlier, by_eye, by_eye.get("bearings", {}), by_map.get("by_map", {}))
     ranges = [one for history in histories for one in history.get("training_seeds", [])]
     seeds = seed_ranges(seed for first, last in ranges for seed in range(first, last + 1))
     minutes = round((time.monotonic() - begin) / 60, 2)
@@ -189,20 +205,25 @@ def _train(
 def _train_by_eye(
     odometry: Odometry, model: _Model, arguments: OdometryArguments, device: torch.device
 ) -> dict[str, Any]:
+    """What looks at frames: at two beside each other, and at one for its bearings."""
     assert arguments.data is not None
+    if not arguments.training.steps and not arguments.bearings.steps:
+        return {}
     limit = int(arguments.max_gigabytes * 1e9)
     dataset = EpisodeDataset(arguments.data, "train", device, limit, env_id=model.metadata.get("env_id"))
     if dataset.pose.shape[1] != 4:
         raise ValueError(
             f"{arguments.data} has poses of size {dataset.pose.shape[1]}; odometry learns from planar ones."
         )
-    dreams = _dreams(model, arguments, device) if arguments.dreamed_walks else None
-    return {
-        "steps": train_odometry(odometry, dataset, arguments.training, dreams),
-        "num_frames": dataset.num_frames,
-        "training_seeds": seed_ranges(dataset.seeds),
-        "dreamed_walks": arguments.dreamed_walks,
-    }
+    seen = {"num_frames": dataset.num_frames, "training_seeds": seed_ranges(dataset.seeds)}
+    history: dict[str, Any] = {}
+    if arguments.training.steps:
+        dreams = _dreams(model, arguments, device) if arguments.dreamed_walks else None
+        steps = train_odometry(odometry, dataset, arguments.training, dreams)
+        history = {"steps": steps, **seen, "dreamed_walks": arguments.dreamed_walks}
+    if arguments.bearings.steps:
+        history["bearings"] = {"steps": train_bearings(odometry, dataset, arguments.bearings), **seen}
+    return history
 
 
 def _train_by_map(
@@ -240,7 +261,7 @@ def _dreams(model: _Model, arguments: OdometryArguments, device: torch.device) -
 
 def _without_odometry(model: _Model, device: torch.device) -> WorldModel:
     """The world model as it is where poses are given."""
-    config = dataclasses.replace(model.config, odometry=False)
+    config = dataclasses.replace(model.config, odometry=False, bearings=False)
     tensors = {key: value for key, value in model.tensors.items() if not key.startswith(PREFIX)}
     return WorldModel.from_weights(config.to_dict(), tensors, device)
 

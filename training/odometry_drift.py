@@ -70,6 +70,8 @@ def _errors(
     beside = looked_at_beside(torch.full((len(frames),), alone, device=device), frames.shape[1])
     changes, motions, recent = odometry.motions(state, odometry.look(state, frames, actions, beside))
     poses = follow_motions(true[:, 0], torch.zeros_like(recent), changes, motions)
+    if odometry.bearings is not None:
+        poses, _ = odometry.follow(state, frames, actions, true[:, 0], beside)
     real = motion_between(true[:, :-1], true[:, 1:])
     # After some steps: nothing tells how fast the agent is when it is first seen.
     settled = (real - motions)[:, 5:]

@@ -79,7 +79,7 @@ def load_initial_weights(model: WorldModel, name_or_path: str) -> None:
     given |= {key: wanted[key] for key in ("feedback_interval", "hide_actions")}
     tensors = checkpoint.tensors
     if not model.config.odometry:
-        given["odometry"] = False
+        given["odometry"] = given["bearings"] = False
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("odometry.")}
     if wanted["ray_lines"] and not given["ray_lines"]:
         given["ray_lines"] = True

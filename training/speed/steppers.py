@@ -116,7 +116,7 @@ def make_transformer(ours: WorldModel, architecture: Architecture, cache_frames:
     """A transformer with our number of parameters and random weights, made as fast as it gets: weights in bfloat16 and
     what surrounds the attention compiled on a GPU, float32 elsewhere."""
     # Its state is filled, not read, and tells no way to go on from. A graph of it is of one frame, which enters.
-    like = dataclasses.replace(ours.config, odometry=False, feedback_interval=1)
+    like = dataclasses.replace(ours.config, odometry=False, bearings=False, feedback_interval=1)
     config = matching_config(architecture, like, cache_frames=cache_frames)
     model = BaselineModel(config).to(ours.device).eval().requires_grad_(False)
     if ours.device.type == "cuda":

@@ -19,6 +19,7 @@ _NEWER_FIELDS = {
     "map_layer",
     "feedback_interval",
     "odometry",
+    "bearings",
 }
 
 
@@ -55,6 +56,8 @@ class WorldModelConfig:
         feedback_interval: every how many frames one that was dreamed enters memory; the others enter as pure noise, so
             that nothing of them is kept and no error is built upon. 1: all enter; 0: none. Real frames always do.
         odometry: whether the model predicts the pose of the next frame from its action where none is given.
+        bearings: whether odometry also tells from single frames where in its cell it is, and at which angle to the
+            walls, which then have to stand on a grid of unit cells, as those of Memory Maze do (`wm_gym.nn.bearings`).
         reward_values: the rewards that the head tells apart.
     """
 
@@ -85,6 +88,7 @@ class WorldModelConfig:
     map_layer: int = 2
     feedback_interval: int = 1
     odometry: bool = False
+    bearings: bool = False
     reward_values: tuple[float, ...] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
@@ -114,6 +118,8 @@ class WorldModelConfig:
                 "planar poses and odometry need pose_kind 'planar' and pose_size 4 (x, y, cos heading, sin heading), "
                 f"got {self.pose_kind!r} and {self.pose_size}."
             )
+        if self.bearings and not self.odometry:
+            raise ValueError("bearings are taken by odometry: set odometry too.")
         if self.ray_lines and self.pose_kind != "planar":
             raise ValueError(f"ray_lines needs pose_kind 'planar', got {self.pose_kind!r}.")
         if self.hide_actions and not self.pose_size:

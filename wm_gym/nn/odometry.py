@@ -5,7 +5,7 @@ walls ahead. Once the frame is there, it is compared with the one before, and wh
 for with the next pose. A dreamed frame was made for the pose that was predicted: beside the one before it shows that
 motion again, whether or not a wall would have stopped it, so it is looked at alone; or, if memory has a map, not at
 all (`wm_gym.nn.map_odometry`). Recursion runs through a few numbers only, so the frames of a context are looked at in
-parallel.
+parallel. Where walls stand on a grid, a real frame also tells its bearings, which undo drift (`wm_gym.ops.bearings`).
 """
 
 from __future__ import annotations
@@ -30,8 +30,11 @@ from wm_gym.array_typing import (
     Poses,
     RowMask,
 )
+from wm_gym.nn.bearings import Bearings
 from wm_gym.nn.config import WorldModelConfig
+from wm_gym.nn.grid_odometry import GridOdometry
 from wm_gym.nn.map_odometry import MapOdometry
+from wm_gym.ops.bearings import GRID_STATE_SIZE, filtered_poses, grid_pose
 from wm_gym.ops.odometry import odometry_motions, odometry_scan, origin_pose
 from wm_gym.ops.step import Backend
 from wm_gym.poses import MOTION_SIZE, motion_between
@@ -72,7 +75,7 @@ class Odometry(nn.Module):
 
     A state ``[B, M]`` goes in and comes out; it belongs to a frame that was not looked at yet. It holds the motion that
     was predicted to lead to this frame, the motion to the frame before, whether there is a frame before, the last
-    actions, and the view of the frame before.
+    actions, the view of the frame before, and with bearings where the grid lies.
 
     Args:
         config: of the world model, for the shape of frames and actions.
@@ -114,7 +117,9 @@ class Odometry(nn.Module):
         self.out_action = nn.Linear(past + config.action_size, _OUTPUTS)
         self.out_recent = nn.Linear(_INPUTS, _OUTPUTS, bias=False)
         self.seen = nn.Linear(_WIDTH, MOTION_SIZE)
-        self.by_map = MapOdometry(config, past + config.action_size) if config.map_size else None
+        by_map = GridOdometry if config.bearings else MapOdometry
+        self.by_map = by_map(config, past + config.action_size) if config.map_size else None
+        self.bearings = Bearings(config) if config.bearings else None
         with torch.no_grad():
             for layer in (self.out, self.out_recent, self.out_action, self.seen):
                 for parameter in layer.parameters():
@@ -156,7 +161,12 @@ class Odometry(nn.Module):
         if self.by_map is None or place_map is None:
             return poses[:, -1], states
         actions = self._history(state, action[:, None])[:, 0]
-        felt, recent = self.by_map.step(place_map, pose, state[:, :_RECENT], actions)
+        grid = self._grid(state, pose)
+        by_map = self.by_map
+        if isinstance(by_map, GridOdometry):
+            felt, recent = by_map.step(place_map, pose, state[:, :_RECENT], actions, grid)
+        else:
+            felt, recent = by_map.step(place_map, pose, state[:, :_RECENT], actions)
         states = torch.cat([torch.where(real[:, None], states[:, :_RECENT], recent), states[:, _RECENT:]], dim=-1)
         return torch.where(real[:, None], poses[:, -1], felt), states
 
@@ -182,7 +192,22 @@ class Odometry(nn.Module):
             hidden, out, seen, has_previous, state[:, :_RECENT], pose, *weights, _MOTION_SCALE, backend=self.backend
         )
         past = self._history(state, actions)[:, -1, self.config.action_size :]
-        return poses, torch.cat([recent, torch.ones_like(recent[:, :1]), past, views[:, -1]], -1)
+        parts = [recent, torch.ones_like(recent[:, :1]), past, views[:, -1]]
+        if self.bearings is not None:
+            sights = self.bearings(frames)
+            if real is not None:
+                sights = sights * real[..., None]
+            followed = torch.cat([pose[:, None], poses], dim=1)
+            poses, grid = filtered_poses(state[:, -GRID_STATE_SIZE:], pose, followed, sights)
+            parts.append(grid)
+        return poses, torch.cat(parts, -1)
+
+    def _grid(self, state: OdometryState, pose: Pose) -> Tensor | None:
+        """The pose as it lies on the grid and whether that is known, ``[B, 5]``; None without bearings."""
+        if self.bearings is None:
+            return None
+        grid = state[:, -GRID_STATE_SIZE:]
+        return torch.cat([grid_pose(grid, pose), grid[:, -1:]], dim=-1)
 
     def look(
         self, state: OdometryState, frames: ModelFrames, actions: Actions, real: FrameMask | None = None
@@ -190,7 +215,8 @@ class Odometry(nn.Module):
         """All that needs no recursion; arguments as of `follow`."""
         batch, length = frames.shape[:2]
         views = _normalized(self.view(frames.flatten(0, 1).float())).view(batch, length, *self._view_shape)
-        first = state[:, -math.prod(self._view_shape) :].view(batch, 1, *self._view_shape)
+        begin = _RECENT + 1 + PAST_ACTIONS * self.config.action_size
+        first = state[:, begin : begin + math.prod(self._view_shape)].view(batch, 1, *self._view_shape)
         before = torch.cat([first, views[:, :-1]], dim=1)
         has_previous = torch.cat([state[:, None, _RECENT : _RECENT + 1], state.new_ones(batch, length - 1, 1)], dim=1)
         if real is not None:  # a dreamed frame has none before it, as the first frame of all
@@ -238,7 +264,8 @@ class Odometry(nn.Module):
         motions = motion_between(poses[:, :-1], poses[:, 1:])
         last = torch.cat([state[:, None, :MOTION_SIZE], motions], dim=1)[:, -2:].flip(1).flatten(1)
         past = self._history(state, actions)[:, -1, self.config.action_size :]
-        nothing_seen = state.new_zeros(len(state), 1 + math.prod(self._view_shape))
+        grid_size = GRID_STATE_SIZE if self.bearings is not None else 0
+        nothing_seen = state.new_zeros(len(state), 1 + math.prod(self._view_shape) + grid_size)
         return torch.cat([last, nothing_seen[:, :1], past, nothing_seen[:, 1:]], dim=-1)
 
     def _history(self, state: OdometryState, actions: Actions) -> Tensor:
@@ -259,7 +286,8 @@ class Odometry(nn.Module):
 
 def odometry_state_size(config: WorldModelConfig) -> int:
     """M, the numbers of a state."""
-    return _RECENT + 1 + PAST_ACTIONS * config.action_size + math.prod(_view_shape(config))
+    grid_size = GRID_STATE_SIZE if config.bearings else 0
+    return _RECENT + 1 + PAST_ACTIONS * config.action_size + math.prod(_view_shape(config)) + grid_size
 
 
 def _view_shape(config: WorldModelConfig) -> tuple[int, int, int]:

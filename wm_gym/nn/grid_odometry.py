@@ -1,0 +1,198 @@
+"""Odometry of dreams in mazes whose walls stand on a grid: which cells are walls is read from the map, and walls stop.
+
+The agent is a disc. Without walls the next motion is close to linear in the last ones and the actions; walls that this
+would lead into push the disc out again, which is geometry, and what contact does beside that (it slows turns, and lets
+go late) is learned. Everything is told in directions of the grid, with the agent looking along the first one or at most
+an eighth of a turn beside it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wm_gym.array_typing import FrameMap, Pose, Poses
+from wm_gym.nn.config import WorldModelConfig
+from wm_gym.nn.map_memory import map_shape, read_map, seen_of
+from wm_gym.ops.bearings import QUARTER
+from wm_gym.poses import MOTION_SIZE, moved
+
+SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1))
+AROUND = (*SIDES, (1, 1), (1, -1), (-1, 1), (-1, -1))  # the cells around the agent's own
+_PATCH_SIDE, _PATCH_STEP = 5, 0.3  # points around the middle of a cell, and cells between them
+_POINT_WIDTH, _WALL_WIDTH, _FREE_WIDTH, _WIDTH = 8, 64, 64, 128
+_FIRST_RADIUS = 0.1  # cells
+_MOTION_SCALE, _PLACE_SCALE, _DEPTH_SCALE = 5.0, 4.0, 10.0  # inputs should be of order 1
+_OUT_SCALE = 0.1
+
+
+class InCell(NamedTuple):
+    """Where an agent is in its cell, each ``[B, T]``.
+
+    Attributes:
+        along, across: of the middle of the cell, -0.5 to 0.5, along the axis that it looks along most and to the left.
+        angle: of its heading, from that axis; at most an eighth of a turn.
+        axis: the angle of that axis on the grid.
+    """
+
+    along: Tensor
+    across: Tensor
+    angle: Tensor
+    axis: Tensor
+
+
+class GridOdometry(nn.Module):
+    """Tells the motion to the next frame, as `wm_gym.nn.map_odometry.MapOdometry` does. In float32.
+
+    Args:
+        config: of a model with a map, whose odometry takes bearings.
+        num_actions: numbers of the newest and the past actions together.
+    """
+
+    patch: Tensor
+    around: Tensor
+
+    def __init__(self, config: WorldModelConfig, num_actions: int) -> None:
+        super().__init__()
+        self.config = config
+        side = _PATCH_STEP * (torch.arange(_PATCH_SIDE) - _PATCH_SIDE // 2)
+        self.register_buffer("patch", torch.cartesian_prod(side, side), persistent=False)
+        self.register_buffer("around", torch.tensor(AROUND, dtype=torch.float32), persistent=False)
+        self.point = nn.Linear(map_shape(config)[1], _POINT_WIDTH)
+        self.cell = nn.Linear(len(self.patch) * _POINT_WIDTH, _WALL_WIDTH)
+        self.wall = nn.Linear(_WALL_WIDTH, 1)
+        size = num_actions + 2 * MOTION_SIZE
+        self.straight = nn.Linear(size, MOTION_SIZE)
+        self.bend = nn.Linear(size, _FREE_WIDTH)
+        self.free = nn.Linear(_FREE_WIDTH, MOTION_SIZE)
+        self.radius = nn.Parameter(torch.tensor(_FIRST_RADIUS))
+        self.enter = nn.Linear(size + MOTION_SIZE + 2 * len(AROUND) + 8, _WIDTH)
+        self.hidden = nn.Linear(_WIDTH, _WIDTH)
+        self.deep = nn.Linear(_WIDTH, _WIDTH)
+        self.out = nn.Linear(_WIDTH, MOTION_SIZE)
+        with torch.no_grad():
+            for layer in (self.out, self.straight, self.free):
+                layer.weight.mul_(_OUT_SCALE)
+                layer.bias.zero_()
+
+    def forward(
+        self,
+        place_map: FrameMap,
+        pose: Poses,
+        recent: Tensor,
+        actions: Tensor,
+        rows: Tensor | None = None,
+        grid: Tensor | None = None,
+    ) -> Tensor:
+        """Motions ``[B, T, 3]`` that lead on from poses ``[B, T, 4]``.
+
+        Args:
+            place_map, recent, actions, rows: as of `MapOdometry.forward`.
+            grid: the poses as they lie on the grid of walls, and 1 where that is known, else 0, ``[B, T, 5]``. Where it
+                is not, or None, no walls are known either.
+        """
+        if grid is None:
+            grid = torch.cat([pose, torch.zeros_like(pose[..., :1])], dim=-1)
+        place = in_cell(grid[..., :4])
+        walls = (self.walls(place_map, pose, place, rows) > 0) & (grid[..., 4:] > 0)
+        return self.moves(place, walls.to(pose.dtype), recent, actions)
+
+    def walls(self, place_map: FrameMap, pose: Poses, place: InCell, rows: Tensor | None = None) -> Tensor:
+        """Logits ``[B, T, 8]`` of walls in the cells `AROUND`, by what is written in the map there."""
+        batch, length = pose.shape[:2]
+        own = torch.stack([place.along, place.across], dim=-1)
+        offsets = self.around[:, None] + self.patch - own[..., None, None, :]  # [B, T, 8, points, 2]
+        turn = torch.atan2(pose[..., 3], pose[..., 2]) - place.angle  # from the grid's axis to the map's
+        cos, sin = turn.cos()[..., None, None], turn.sin()[..., None, None]
+        x = pose[..., 0, None, None] + cos * offsets[..., 0] - sin * offsets[..., 1]
+        y = pose[..., 1, None, None] + sin * offsets[..., 0] + cos * offsets[..., 1]
+        points = torch.stack([x, y], dim=-1).flatten(1, 3)
+        seen = F.silu(self.point(seen_of(read_map(self.config, place_map, points, rows))))
+        cells = seen.view(batch, length, len(AROUND), -1)
+        return self.wall(F.silu(self.cell(cells))).squeeze(-1)
+
+    def moves(self, place: InCell, walls: Tensor, recent: Tensor, actions: Tensor) -> Tensor:
+        """Motions ``[B, T, 3]``; `walls` are 1 in those of the cells `AROUND` that are, else 0, ``[B, T, 8]``."""
+        inputs = torch.cat([recent * _MOTION_SCALE, actions], dim=-1)
+        free = self.straight(inputs) + self.free(F.silu(self.bend(inputs)))
+        cos, sin = place.angle.cos(), place.angle.sin()
+        along = place.along + cos * free[..., 0] - sin * free[..., 1]
+        across = place.across + sin * free[..., 0] + cos * free[..., 1]
+        along, across, depths = pushed_out(along, across, walls, self.radius)
+        by_along, by_across = along - place.along, across - place.across
+        ahead, left = cos * by_along + sin * by_across, cos * by_across - sin * by_along
+        where = [place.along, place.across, along, across]
+        told = torch.cat(
+            [
+                inputs,
+                free * _MOTION_SCALE,
+                walls,
+                depths * _DEPTH_SCALE,
+                torch.stack(where, dim=-1) * _PLACE_SCALE,
+                torch.stack([ahead, left, place.angle, sin], dim=-1) * _MOTION_SCALE,
+            ],
+            dim=-1,
+        )
+        x = F.silu(self.hidden(F.silu(self.enter(told))))
+        x = x + F.silu(self.deep(x))
+        return torch.stack([ahead, left, free[..., 2]], dim=-1) + self.out(x)
+
+    def step(
+        self, place_map: FrameMap, pose: Pose, recent: Tensor, actions: Tensor, grid: Tensor | None = None
+    ) -> tuple[Pose, Tensor]:
+        """The next pose ``[B, 4]`` and the recent motions then, ``[B, 6]``; arguments as of `forward`, without T."""
+        grid = None if grid is None else grid[:, None]
+        motion = self(place_map, pose[:, None], recent[:, None], actions[:, None], grid=grid)[:, 0]
+        return moved(pose, motion), torch.cat([motion, recent[:, :MOTION_SIZE]], dim=-1)
+
+
+def in_cell(grid: Poses) -> InCell:
+    """Where poses ``[..., 4]`` on the grid are in their cells."""
+    heading = torch.atan2(grid[..., 3], grid[..., 2])
+    axis = (heading / QUARTER).round() * QUARTER
+    cos, sin = axis.cos(), axis.sin()
+    along = grid[..., 0] * cos + grid[..., 1] * sin
+    across = grid[..., 1] * cos - grid[..., 0] * sin
+    return InCell(along - along.floor() - 0.5, across - across.floor() - 0.5, heading - axis, axis)
+
+
+def walls_around(layouts: Tensor, grid: Poses, place: InCell) -> Tensor:
+    """Which of the cells `AROUND` are walls, float ``[B, T, 8]``; outside of the maze all are.
+
+    Args:
+        layouts: ``[B, n, n]``, indexed [y, x], 1 where there is a wall.
+        grid: poses ``[B, T, 4]`` on the grid, in the maze, and where they are in their cells.
+    """
+    padded = F.pad(layouts, (1, 1, 1, 1), value=1)
+    cos, sin = place.axis.cos().round().long()[..., None], place.axis.sin().round().long()[..., None]
+    ahead, left = torch.tensor(AROUND, device=grid.device).unbind(1)
+    x = grid[..., :1].floor().long() + 1 + ahead * cos - left * sin
+    y = grid[..., 1:2].floor().long() + 1 + ahead * sin + left * cos
+    size = padded.shape[-1]
+    index = (y.clamp(0, size - 1) * size + x.clamp(0, size - 1)).flatten(1)
+    return padded.flatten(1).gather(1, index).view(x.shape).float()
+
+
+def pushed_out(along: Tensor, across: Tensor, walls: Tensor, radius: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where a disc that was at ``[...]`` in its cell, or somewhat beyond, comes to lie beside the walls around it.
+
+    Returns:
+        Along, across, and how deep it was in each of the walls, ``[..., 8]``.
+    """
+    most = 0.5 - radius
+    depths = []
+    for number, (ahead, left) in enumerate(SIDES):
+        depth = walls[..., number] * F.relu(ahead * along + left * across - most)
+        along, across = along - ahead * depth, across - left * depth
+        depths.append(depth)
+    for number, (ahead, left) in enumerate(AROUND[len(SIDES) :], len(SIDES)):
+        by_along = along - along.clamp(ahead - 0.5, ahead + 0.5)
+        by_across = across - across.clamp(left - 0.5, left + 0.5)
+        distance = (by_along.square() + by_across.square() + 1e-8).sqrt()
+        depth = walls[..., number] * F.relu(radius - distance)
+        along, across = along + depth * by_along / distance, across + depth * by_across / distance
+        depths.append(depth)
+    return along, across, torch.stack(depths, dim=-1)
