@@ -23,6 +23,7 @@ from wm_gym.wrappers import FrameReader
 
 PLANAR: dict[str, Any] = {"pose_kind": "planar", "pose_size": 4}
 MAP: dict[str, Any] = {"map_size": 24, "map_width": 3, "map_layer": 1}
+ON_GRID = {**MAP, "bearings": True}
 FRAMES = 9
 
 
@@ -142,7 +143,7 @@ def test_motion_goes_on_from_given_poses_to_told_ones(model: WorldModel) -> None
 
 
 @pytest.mark.parametrize(
-    ("num_denoising_steps", "overrides"), [(1, {}), (3, {}), (1, {"frame_width": 32}), (1, MAP), (3, MAP)]
+    ("num_denoising_steps", "overrides"), [(1, {}), (3, {}), (1, {"frame_width": 32}), (1, MAP), (3, MAP), (1, ON_GRID)]
 )
 @pytest.mark.parametrize("action", [{}, {"action_kind": "continuous", "action_size": 2}])
 def test_a_step_graph_tells_the_poses_of_the_models_step(num_denoising_steps, overrides, action) -> None:
@@ -171,7 +172,8 @@ def test_a_step_graph_tells_the_poses_of_the_models_step(num_denoising_steps, ov
 
 def without_poses(model: WorldModel) -> WorldModel:
     """A model of the same frames and actions that needs no poses, to make frames with."""
-    return WorldModel(dataclasses.replace(model.config, pose_size=0, pose_kind="vector", odometry=False, map_size=0))
+    none = {"pose_size": 0, "pose_kind": "vector", "odometry": False, "bearings": False, "map_size": 0}
+    return WorldModel(dataclasses.replace(model.config, **none))
 
 
 def _pending(state: ModelState) -> Any:
