@@ -91,7 +91,8 @@ def make_odometry(arguments: OdometryArguments, argv: Sequence[str]) -> dict[str
     odometry = Odometry(model.config).to(device)
     metadata = dict(model.metadata)
     if arguments.init is not None:
-        metadata |= _take(odometry, arguments.init, arguments.data is not None)
+        trained = () if arguments.data is None else _trained_parts(arguments)
+        metadata |= _take(odometry, arguments.init, trained)
     if arguments.data is not None:
         earlier = metadata.get("odometry", {}) if arguments.init is not None else {}
         history = _train(odometry, model, arguments, device, earlier)
@@ -151,8 +152,14 @@ def _takes_bearings(arguments: OdometryArguments) -> bool:
     return any(key.startswith(PREFIX + BEARINGS) for key in load_checkpoint(arguments.init).tensors)
 
 
-def _take(odometry: Odometry, source: str, trains: bool) -> dict[str, Any]:
-    """Loads the weights and returns what the file says of how they were trained."""
+def _trained_parts(arguments: OdometryArguments) -> tuple[str, ...]:
+    """Of those that not every odometry has, the ones that are to be trained."""
+    steps = {BY_MAP: arguments.by_map.steps, BEARINGS: arguments.bearings.steps}
+    return tuple(part for part, count in steps.items() if count)
+
+
+def _take(odometry: Odometry, source: str, trained: tuple[str, ...]) -> dict[str, Any]:
+    """Loads the weights and returns what the file says of how they were trained. What it lacks has to be `trained`."""
     checkpoint = load_checkpoint(source)
     tensors = checkpoint.tensors
     weights = {key.removeprefix(PREFIX): value.float() for key, value in tensors.items() if key.startswith(PREFIX)}
@@ -163,9 +170,11 @@ def _take(odometry: Odometry, source: str, trains: bool) -> dict[str, Any]:
     wanted = {key for key in own if key.startswith(parts)}
     # What moves by a map with the lines of a grid is another network than what moves by a map alone.
     fresh = {key for key in wanted if key not in weights or weights[key].shape != own[key].shape}
-    if fresh and not trains:
-        what = "move by a map" if any(key.startswith(BY_MAP) for key in fresh) else "take bearings"
-        raise ValueError(f"The odometry of {source} does not {what}, as the model's does; give --data.")
+    if lacking := sorted(key for key in fresh if not key.startswith(trained)):
+        what = "move by a map" if lacking[-1].startswith(BY_MAP) else "take bearings"
+        raise ValueError(
+            f"The odometry of {source} does not {what}, as the model's does; give --data and steps for it."
+        )
     if any(key.startswith(BY_MAP) for key in fresh):
         fresh = fresh | {key for key in wanted if key.startswith(BY_MAP)}
     weights = {key: value for key, value in weights.items() if key in wanted or not key.startswith(parts)}
@@ -194,7 +203,9 @@ def _train(
     by_eye = _train_by_eye(odometry, model, arguments, device)
     by_map = _train_by_map(odometry, model, arguments, device)
     if not by_map and not by_eye:
-        raise ValueError("There is nothing to train: training.steps is 0, and no map is moved by.")
+        raise ValueError(
+            "There is nothing to train: training.steps is 0, so is bearings.steps, and no map is moved by."
+        )
     histories = (earlier, by_eye, by_eye.get("bearings", {}), by_map.get("by_map", {}))
     ranges = [one for history in histories for one in history.get("training_seeds", [])]
     seeds = seed_ranges(seed for first, last in ranges for seed in range(first, last + 1))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from wm_gym.nn.local_attention import Rotary
+from wm_gym.poses import moved
 
 
 class Draw:
@@ -126,3 +127,25 @@ def odometry_case(draw: Draw, batch: int = 3, length: int = 5, width: int = 16) 
         "last_recent": draw(6, 9, scale=0.1),
         "scale": 5.0,
     }
+
+
+def bearings_case(draw: Draw, batch: int = 3, length: int = 5) -> dict[str, Any]:
+    """Arguments of ``filtered_poses``; of the first row the grid is not known yet, and one sight tells nothing."""
+    angle = draw(batch, 1)
+    spread = draw(batch, 6, 6, scale=0.05)
+    state = torch.cat(
+        [
+            draw(batch, 3),
+            (spread @ spread.mT).flatten(1),
+            torch.ones(batch, 1, device=draw.device),
+        ],
+        dim=1,
+    )
+    state[0] = 0
+    sights = draw(batch, length, 10, scale=30.0)
+    sights[-1, 0] = 0
+    motions = draw(batch, length, 3, scale=0.1)
+    poses = [torch.cat([draw(batch, 2), angle.cos(), angle.sin()], dim=1)]
+    for t in range(length):
+        poses.append(moved(poses[-1], motions[:, t]))
+    return {"state": state, "pose": poses[0], "followed": torch.stack(poses, dim=1), "sights": sights}

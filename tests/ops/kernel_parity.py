@@ -21,6 +21,7 @@ from training.step_cases import (
     Draw,
     adaln_case,
     attention_case,
+    bearings_case,
     clone,
     odometry_case,
     relative_error,
@@ -28,6 +29,7 @@ from training.step_cases import (
     upcast,
 )
 from wm_gym.ops import step
+from wm_gym.ops.bearings import filtered_poses
 from wm_gym.ops.odometry import odometry_scan
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -213,6 +215,19 @@ def test_odometry_scan(batch: int, length: int, width: int) -> None:
     assert guards.are_untouched()
     torch.testing.assert_close(poses, expected[0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(recent, expected[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("batch", "length"), [(3, 1), (4, 40)])
+def test_filtered_poses(batch: int, length: int) -> None:
+    case = bearings_case(Draw(DEVICE), batch, length)
+    expected = filtered_poses(**case, backend="plain")
+    guards = Guards()
+    case = guards.copy(case)
+    with guards.around_new_tensors():
+        poses, state = filtered_poses(**case, backend="triton")
+    assert guards.are_untouched()
+    torch.testing.assert_close(poses, expected[0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(state, expected[1], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("groups", "members"), [(1, 4), (2, 2), (4, 1)])

@@ -38,7 +38,7 @@ def test_kernels_equal_their_twins_on_the_gpu() -> None:
 
 def calls(batch: int) -> list[tuple[Any, dict[str, Any]]]:
     """Every kernel's call in a step of the packaged model."""
-    from wm_gym.ops.triton import gated_norm, noise, odometry_scan, residual_adaln, ring_attention, scan_step
+    from wm_gym.ops.triton import bearings, gated_norm, noise, odometry_scan, residual_adaln, ring_attention, scan_step
 
     draw = Draw(dtype=torch.bfloat16)
     scan_sizes = {"grid": (8, 8), "heads": 8, "dim": 64, "state_dim": 64}
@@ -54,8 +54,16 @@ def calls(batch: int) -> list[tuple[Any, dict[str, Any]]]:
         (gated_norm.gated_norm, {"y": draw(batch * 128, 512), "weight": draw(512), "eps": 1e-5}),
         (residual_adaln.residual_adaln, {**adaln_case(draw, 2 * batch, 64, 256), "out_dtype": None}),
         (odometry_scan.odometry_scan, odometry_case(Draw(), batch, length=1, width=64)),
+        (bearings.grid_filter, grid_filter_case(batch)),
         (noise.frame_noise, {"keys": keys, "counters": keys, "shape": (3, 64, 64)}),
     ]
+
+
+def grid_filter_case(batch: int) -> dict[str, Any]:
+    draw = Draw()
+    numbers = {"told": draw(batch, 1, 5), "variance": draw(batch, 1, 5).square(), "counts": torch.ones(batch, 1, 5)}
+    sizes = {"off_cells": 0.003, "off_radians": 0.003, "surprise": 3.0, "unknown": 100.0, "most_unknown": 1.0}
+    return {"state": draw(batch, 40), "pose": draw(batch, 3), "motions": draw(batch, 1, 3), **numbers, **sizes}
 
 
 @pytest.mark.slow
@@ -64,7 +72,7 @@ def calls(batch: int) -> list[tuple[Any, dict[str, Any]]]:
 def test_kernels_compile_for_an_h200_and_hardly_spill(batch: int) -> None:
     from tests.ops.compiled import compile_launch, launches_of
 
-    sines = ("_noise_kernel", "_odometry_scan_kernel")
+    sines = ("_noise_kernel", "_odometry_scan_kernel", "_grid_filter_kernel")
     for function, arguments in calls(batch):
         launches = launches_of(function, **arguments)
         assert launches, function.__name__

@@ -34,7 +34,7 @@ from wm_gym.nn.bearings import Bearings
 from wm_gym.nn.config import WorldModelConfig
 from wm_gym.nn.grid_odometry import GridOdometry
 from wm_gym.nn.map_odometry import MapOdometry
-from wm_gym.ops.bearings import GRID_STATE_SIZE, filtered_poses, grid_pose
+from wm_gym.ops.bearings import GRID_STATE_SIZE, filtered_poses, grid_pose, moved_on
 from wm_gym.ops.odometry import odometry_motions, odometry_scan, origin_pose
 from wm_gym.ops.step import Backend
 from wm_gym.poses import MOTION_SIZE, motion_between
@@ -168,6 +168,10 @@ class Odometry(nn.Module):
         else:
             felt, recent = by_map.step(place_map, pose, state[:, :_RECENT], actions)
         states = torch.cat([torch.where(real[:, None], states[:, :_RECENT], recent), states[:, _RECENT:]], dim=-1)
+        if self.bearings is not None:
+            grid_state = moved_on(state[:, -GRID_STATE_SIZE:], felt[:, :2] - pose[:, :2])
+            grid_state = torch.where(real[:, None], states[:, -GRID_STATE_SIZE:], grid_state)
+            states = torch.cat([states[:, :-GRID_STATE_SIZE], grid_state], dim=-1)
         return torch.where(real[:, None], poses[:, -1], felt), states
 
     def first_pose(self, batch_size: int, device: torch.device) -> Pose:
@@ -198,7 +202,7 @@ class Odometry(nn.Module):
             if real is not None:
                 sights = sights * real[..., None]
             followed = torch.cat([pose[:, None], poses], dim=1)
-            poses, grid = filtered_poses(state[:, -GRID_STATE_SIZE:], pose, followed, sights)
+            poses, grid = filtered_poses(state[:, -GRID_STATE_SIZE:], pose, followed, sights, backend=self.backend)
             parts.append(grid)
         return poses, torch.cat(parts, -1)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from wm_gym.array_typing import Pose, Poses
+from wm_gym.ops.step import Backend, uses_triton
 from wm_gym.poses import motion_between, moved
 
 QUARTER = math.pi / 2
@@ -24,8 +25,9 @@ GRID_STATE_SIZE = 3 + _SIZE * _SIZE + 1  # where the grid lies, the covariance, 
 ALIKE = 4.0  # frames in a row look alike and are wrong alike: each counts as a fraction of an independent one
 OFF_CELLS, OFF_RADIANS = 0.003, 0.003  # standard deviations of what is wrong with one motion
 _SURPRISE = 3.0  # standard deviations, beyond which a sight counts less
-_LEAST_CERTAIN = 1e-4
-_UNKNOWN = 100.0  # times the variance of the first sight: before it, nothing is known
+_LEAST_CERTAIN = 1e-3  # concentration below which a sight tells nothing
+_UNKNOWN = 100.0  # times the variance of the first sight: before it, nothing is known ...
+_MOST_UNKNOWN = 1.0  # ... but that it is some place in a cell, and some part of a quarter turn
 
 
 def grid_angles(pose: Poses) -> Tensor:
@@ -61,7 +63,9 @@ def placed(origin: Tensor, pose: Tensor) -> Tensor:
     return moved(origin, torch.cat([pose[..., :2], torch.atan2(pose[..., 3:], pose[..., 2:3])], dim=-1))
 
 
-def filtered_poses(state: Tensor, pose: Pose, followed: Poses, sights: Tensor) -> tuple[Poses, Tensor]:
+def filtered_poses(
+    state: Tensor, pose: Pose, followed: Poses, sights: Tensor, *, backend: Backend = "auto"
+) -> tuple[Poses, Tensor]:
     """Poses of the frames that follow T frames, when each of these tells its bearings.
 
     Args:
@@ -75,28 +79,33 @@ def filtered_poses(state: Tensor, pose: Pose, followed: Poses, sights: Tensor) -
         ``[B, T, 4]``, and the state of the last of them.
     """
     motions = motion_between(followed[:, :-1], followed[:, 1:])
+    vectors = sights.unflatten(-1, (NUM_ANGLES, 2))
+    told, length = torch.atan2(vectors[..., 1], vectors[..., 0]), vectors.norm(dim=-1)
+    counts = (length > _LEAST_CERTAIN).to(length.dtype)
+    variance = ALIKE / length.clamp(min=_LEAST_CERTAIN)  # of angles; of headings and of places it is less
+    variance = torch.cat([variance[..., :1] / 16, variance[..., 1:] / math.tau**2], dim=-1)
+    if uses_triton(sights.device, backend):
+        from wm_gym.ops.triton.bearings import grid_filter
+
+        planar = torch.cat([pose[:, :2], torch.atan2(pose[:, 3:], pose[:, 2:3])], dim=-1)
+        constants = OFF_CELLS, OFF_RADIANS, _SURPRISE, _UNKNOWN, _MOST_UNKNOWN
+        return grid_filter(state, planar, motions, told, variance, counts, *constants)
     poses = []
-    for sight, motion in zip(sights.unbind(1), motions.unbind(1), strict=True):
-        state, pose = _with_sight(state, pose, sight.view(-1, NUM_ANGLES, 2))
+    for t, motion in enumerate(motions.unbind(1)):
+        state, pose = _with_sight(state, pose, told[:, t], variance[:, t], counts[:, t])
         there = moved(pose, motion)
-        state = _moved_on(state, there[:, :2] - pose[:, :2])
+        state = moved_on(state, there[:, :2] - pose[:, :2])
         pose = there
         poses.append(pose)
     return torch.stack(poses, dim=1), state
 
 
-def _with_sight(state: Tensor, pose: Pose, sight: Tensor) -> tuple[Tensor, Pose]:
-    """State and pose when the sight ``[B, 5, 2]`` of the pose's frame is counted in."""
-    told, certain = torch.atan2(sight[..., 1], sight[..., 0]), sight.norm(dim=-1).clamp(min=_LEAST_CERTAIN)
-    variance = (
-        ALIKE
-        / certain
-        / torch.cat([torch.full_like(certain[:, :1], 16.0), torch.full_like(certain[:, 1:], math.tau**2)], dim=1)
-    )
-    knows = (certain[:, :1] > 10 * _LEAST_CERTAIN) & (state[:, -1:] == 0)
-    state = torch.where(knows, _first_sight(pose, told, variance), state)
+def _with_sight(state: Tensor, pose: Pose, told: Tensor, variance: Tensor, counts: Tensor) -> tuple[Tensor, Pose]:
+    """State and pose when the sight of the pose's frame is counted in, ``[B, 5]`` each."""
+    is_first = (counts[:, :1] > 0) & (state[:, -1:] == 0)
+    state = torch.where(is_first, _first_sight(pose, told, variance), state)
     for part in range(3):
-        state, pose = _with_angle(state, pose, told, variance, part)
+        state, pose = _with_angle(state, pose, told, variance, counts, part)
     return state, pose
 
 
@@ -110,12 +119,16 @@ def _first_sight(pose: Pose, told: Tensor, variance: Tensor) -> Tensor:
     x = axis.cos() * along - axis.sin() * across - (cos * pose[:, 0] - sin * pose[:, 1])
     y = axis.sin() * along + axis.cos() * across - (sin * pose[:, 0] + cos * pose[:, 1])
     # The filter then counts it in once more, by which it gets the trust that it deserves.
-    spread = _UNKNOWN * torch.cat([variance[:, 3:5], variance[:, :1], torch.zeros_like(variance[:, :3])], dim=1)
+    own = torch.where(by_passed[:, None], variance[:, 1:3], variance[:, 3:5])
+    spread = (_UNKNOWN * torch.cat([own, variance[:, :1]], dim=1)).clamp(max=_MOST_UNKNOWN)
+    spread = torch.cat([spread, torch.zeros_like(spread)], dim=1)
     known = torch.ones_like(turn)[:, None]
     return torch.cat([x[:, None], y[:, None], turn[:, None], torch.diag_embed(spread).flatten(1), known], dim=1)
 
 
-def _with_angle(state: Tensor, pose: Pose, told: Tensor, variance: Tensor, part: int) -> tuple[Tensor, Pose]:
+def _with_angle(
+    state: Tensor, pose: Pose, told: Tensor, variance: Tensor, counts: Tensor, part: int
+) -> tuple[Tensor, Pose]:
     """`_with_sight` for one number: the heading, or the position along or across its axis."""
     turn, seen = state[:, 2], state[:, -1:]
     on_grid = grid_pose(state, pose)
@@ -123,13 +136,14 @@ def _with_angle(state: Tensor, pose: Pose, told: Tensor, variance: Tensor, part:
     none, one = torch.zeros_like(turn), torch.ones_like(turn)
     if part == 0:
         error = _wrapped(told[:, 0] - 4 * heading) / 4
-        noise = variance[:, 0]
+        noise, counted = variance[:, 0], counts[:, 0]
         slope = torch.stack([none, none, one, none, none, one], dim=1)
     else:
         by_passed, axis = _convention(heading)
         own = _along_axes(on_grid, axis)[part - 1]
         error = _wrapped(torch.where(by_passed, told[:, part], told[:, part + 2]) - math.tau * own) / math.tau
         noise = torch.where(by_passed, variance[:, part], variance[:, part + 2])
+        counted = torch.where(by_passed, counts[:, part], counts[:, part + 2])
         if part == 2:
             axis = axis + QUARTER
         cos, sin = axis.cos(), axis.sin()
@@ -142,7 +156,7 @@ def _with_angle(state: Tensor, pose: Pose, told: Tensor, variance: Tensor, part:
     total = expected + noise
     # A sight that nobody would expect is more often wrong than told.
     total = total * (error.square() / (_SURPRISE**2 * total)).clamp(min=1)
-    gain = seen * spread / total[:, None]
+    gain = seen * counted[:, None] * spread / total[:, None]
     change = gain * error[:, None]
     covariance = covariance - gain[:, :, None] * spread[:, None, :]
     place = pose[:, :2] + change[:, 3:5]
@@ -150,7 +164,7 @@ def _with_angle(state: Tensor, pose: Pose, told: Tensor, variance: Tensor, part:
     return torch.cat([state[:, :3] + change[:, :3], covariance.flatten(1), seen], dim=1), turned
 
 
-def _moved_on(state: Tensor, offset: Tensor) -> Tensor:
+def moved_on(state: Tensor, offset: Tensor) -> Tensor:
     """The state of the next pose, `offset` ``[B, 2]`` further: what is wrong with the turn is wrong with the way."""
     covariance = state[:, 3:-1].view(-1, _SIZE, _SIZE)
     lever = torch.stack([-offset[:, 1], offset[:, 0]], dim=1)
