@@ -170,6 +170,29 @@ def test_a_step_graph_tells_the_poses_of_the_models_step(num_denoising_steps, ov
         assert_same_state(graph.state(), state, 1e-4)
 
 
+@pytest.mark.parametrize("overrides", [MAP, ON_GRID])
+def test_with_a_map_only_real_frames_are_looked_at(overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(**PLANAR, odometry=True, **overrides).requires_grad_(False)
+    frames = torch.randint(0, 256, (BATCH, 4, 16, 16, 3), dtype=torch.uint8)
+    state = model.prefill(
+        model.initial_state(BATCH), frames, torch.stack([some_actions(model, BATCH, t) for t in range(3)], 1)
+    )
+    graph = loaded(model, state, num_denoising_steps=1)
+    looks: list[int] = []
+    follow = Odometry.follow
+    monkeypatch.setattr(Odometry, "follow", lambda *arguments: (looks.append(1), follow(*arguments))[1])
+    for _ in range(3):
+        graph.step(some_actions(model, BATCH, 0))
+    assert len(looks) == 1  # at the last frame of the context
+    graph.memory.correct(torch.zeros_like(graph.memory.frame))
+    for _ in range(2):
+        graph.step(some_actions(model, BATCH, 1))
+    assert len(looks) == 2
+    graph.copy_rows(torch.tensor([1]), graph.memory, torch.tensor([0]))
+    graph.step(some_actions(model, BATCH, 2))
+    assert len(looks) == 3  # whether those rows were dreamed is not known without asking
+
+
 def without_poses(model: WorldModel) -> WorldModel:
     """A model of the same frames and actions that needs no poses, to make frames with."""
     none = {"pose_size": 0, "pose_kind": "vector", "odometry": False, "bearings": False, "map_size": 0}

@@ -107,6 +107,7 @@ class StepGraph:
             self.noise_counters = torch.zeros(batch_size, dtype=torch.int64, device=device)
             self._graph: torch.cuda.CUDAGraph | None = None
             self._odometry_graph: torch.cuda.CUDAGraph | None = None  # of its own, for poses may be given instead
+            self._feeling_graph: torch.cuda.CUDAGraph | None = None  # where no frame is real and a map tells the pose
             if capture and device.type == "cuda" and ops.uses_triton(device, backend):
                 self._capture()
 
@@ -167,16 +168,29 @@ class StepGraph:
         with torch.no_grad():
             if pose is not None:
                 self._take_pose(pose)
-            elif self._odometry_graph is not None:
-                self._odometry_graph.replay()
             elif self._odometry is not None:
-                self._tell_pose()
+                self._locate()
             elif self._pose is not None:
                 raise ValueError(f"the model needs the pose of the next frame, of shape {tuple(self._pose.shape)}.")
             if self._graph is None:
-                return self._advance()
-            self._graph.replay()
-            return self._output
+                output = self._advance()
+            else:
+                self._graph.replay()
+                output = self._output
+        self.memory.only_dreamed = True
+        return output
+
+    def _locate(self) -> None:
+        """The next frame's pose by odometry; without a look at frames where none is real and a map tells it."""
+        if self.memory.only_dreamed and self.memory.place_map is not None:
+            if self._feeling_graph is None:
+                self._feel_pose()
+            else:
+                self._feeling_graph.replay()
+        elif self._odometry_graph is None:
+            self._tell_pose()
+        else:
+            self._odometry_graph.replay()
 
     def _take_pose(self, pose: Pose) -> None:
         """The next frame's pose as it was given."""
@@ -192,6 +206,15 @@ class StepGraph:
         assert self._odometry is not None
         seen = _there(memory.odometry), memory.frame, self._action, _there(memory.pose)
         pose, carried = self._odometry(*seen, ~memory.dreamed, memory.place_map)
+        _there(self._pose).copy_(pose)
+        self._carried.copy_(carried)
+
+    def _feel_pose(self) -> None:
+        """`_tell_pose` where all pending frames were dreamed and memory has a map."""
+        memory = self.memory
+        assert self._odometry is not None
+        known = _there(memory.odometry), self._action, _there(memory.pose), _there(memory.place_map)
+        pose, carried = self._odometry.feel(*known)
         _there(self._pose).copy_(pose)
         self._carried.copy_(carried)
 
@@ -242,6 +265,8 @@ class StepGraph:
         with torch.cuda.device(self.device):
             if self._odometry is not None:
                 self._odometry_graph, _ = _captured(self._tell_pose)
+                if self.memory.place_map is not None:
+                    self._feeling_graph, _ = _captured(self._feel_pose)
             self._graph, self._output = _captured(self._advance)
             self.memory.clear()
             self.noise_counters.zero_()

@@ -45,6 +45,7 @@ class StepMemory:
             :class:`wm_gym.nn.state.PendingFrame`; ``pose`` is None unless the model is conditioned on poses,
             ``odometry`` unless it has odometry.
         place_map: that of the layer that has one, or None.
+        only_dreamed: whether it is known, without asking the device, that the pending frames of all rows were dreamed.
         num_committed: frames in memory, ``[B]``.
 
     Args:
@@ -107,6 +108,7 @@ class StepMemory:
         self.pose = buffer(1, c.pose_size, dtype=torch.float32)[0] if c.pose_size else None
         self.odometry = buffer(1, odometry_state_size(c), dtype=torch.float32)[0] if c.odometry else None
         self.num_committed = buffer(1, dtype=torch.int64)[0]
+        self.only_dreamed = False
 
     @property
     def num_bytes(self) -> int:
@@ -116,6 +118,7 @@ class StepMemory:
     @torch.no_grad()
     def clear(self) -> None:
         """Zeros everywhere."""
+        self.only_dreamed = False
         for part in self._parts:
             part.zero_()
 
@@ -131,6 +134,7 @@ class StepMemory:
             ValueError: if the state has seen no frame, is of another model, has or lacks poses, or has another number
                 of rows.
         """
+        self.only_dreamed = False
         if rows is None:
             rows = torch.arange(self.batch_size, device=self.device)
         if len(rows) != state.batch_size:
@@ -213,6 +217,7 @@ class StepMemory:
     @torch.no_grad()
     def correct(self, frame: ModelFrame) -> None:
         """Put real frames ``[B, C, H, W]`` in place of the newest ones; they will enter memory as they are."""
+        self.only_dreamed = False
         self.frame.copy_(frame)
         self.dreamed.zero_()
 
@@ -222,6 +227,7 @@ class StepMemory:
 
         The two memories must be of one model and have the same dtypes.
         """
+        self.only_dreamed = False
         for some, others in zip(rows.split(_ROWS_PER_COPY), source_rows.split(_ROWS_PER_COPY), strict=True):
             for part, other in zip(self._parts, source._parts, strict=True):
                 part.index_copy_(1, some, other.index_select(1, others))

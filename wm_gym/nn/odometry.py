@@ -157,22 +157,28 @@ class Odometry(nn.Module):
         Returns:
             Pose and state of the next frame.
         """
-        poses, states = self.follow(state, frame[:, None], action[:, None], pose, real[:, None])
         if self.by_map is None or place_map is None:
+            poses, states = self.follow(state, frame[:, None], action[:, None], pose, real[:, None])
             return poses[:, -1], states
-        actions = self._history(state, action[:, None])[:, 0]
-        grid = self._grid(state, pose)
+        felt = self.feel(state, action, pose, place_map)
+        poses, states = self.follow(state, frame[:, None], action[:, None], pose, real[:, None])
+        is_real = real[:, None]
+        return torch.where(is_real, poses[:, -1], felt[0]), torch.where(is_real, states, felt[1])
+
+    def feel(self, state: OdometryState, action: Action, pose: Pose, place_map: FrameMap) -> tuple[Pose, OdometryState]:
+        """`forward` of a model with a map where no frame is real: frames are not looked at, and not remembered."""
         by_map = self.by_map
+        assert by_map is not None
+        history = self._history(state, action[:, None])[:, 0]
         if isinstance(by_map, GridOdometry):
-            felt, recent = by_map.step(place_map, pose, state[:, :_RECENT], actions, grid)
+            there, recent = by_map.step(place_map, pose, state[:, :_RECENT], history, self._grid(state, pose))
         else:
-            felt, recent = by_map.step(place_map, pose, state[:, :_RECENT], actions)
-        states = torch.cat([torch.where(real[:, None], states[:, :_RECENT], recent), states[:, _RECENT:]], dim=-1)
+            there, recent = by_map.step(place_map, pose, state[:, :_RECENT], history)
+        nothing_seen = state.new_zeros(len(state), 1 + math.prod(self._view_shape))
+        parts = [recent, nothing_seen[:, :1], history[:, self.config.action_size :], nothing_seen[:, 1:]]
         if self.bearings is not None:
-            grid_state = moved_on(state[:, -GRID_STATE_SIZE:], felt[:, :2] - pose[:, :2])
-            grid_state = torch.where(real[:, None], states[:, -GRID_STATE_SIZE:], grid_state)
-            states = torch.cat([states[:, :-GRID_STATE_SIZE], grid_state], dim=-1)
-        return torch.where(real[:, None], poses[:, -1], felt), states
+            parts.append(moved_on(state[:, -GRID_STATE_SIZE:], there[:, :2] - pose[:, :2]))
+        return there, torch.cat(parts, dim=-1)
 
     def first_pose(self, batch_size: int, device: torch.device) -> Pose:
         """The pose of the first frame of a dream, from which all others are seen."""
