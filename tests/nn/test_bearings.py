@@ -33,6 +33,12 @@ AHEAD = torch.tensor([1, 1])
 DREAMED, REAL = torch.zeros(2, dtype=torch.bool), torch.ones(2, dtype=torch.bool)
 
 
+@pytest.fixture(autouse=True)
+def walls_of_untrained_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which are never sure."""
+    monkeypatch.setattr("wm_gym.nn.grid_odometry._SURE", 0.0)
+
+
 @pytest.fixture(scope="module", params=[{}, MAP], ids=["no map", "map"])
 def model(request: pytest.FixtureRequest) -> WorldModel:
     return tiny_model_with_bearings(**request.param)

@@ -114,6 +114,16 @@ def test_where_the_grid_is_unknown_no_wall_is(odometry: GridOdometry) -> None:
     assert torch.equal(odometry(place_map, poses, recent, actions), free)
 
 
+def test_what_may_be_a_wall_or_not_is_free(odometry: GridOdometry, monkeypatch: pytest.MonkeyPatch) -> None:
+    place_map, poses, recent, actions = inputs(odometry)
+    grid = torch.cat([poses, torch.ones(2, 1, 1)], -1)
+    free = odometry.moves(in_cell(poses), torch.zeros(2, 1, 8), recent, actions)
+    walls = odometry.moves(in_cell(poses), torch.ones(2, 1, 8), recent, actions)
+    for logit, expected in ((3.0, free), (5.0, walls)):
+        monkeypatch.setattr(GridOdometry, "walls", lambda *_, logit=logit: torch.full((2, 1, 8), logit))
+        assert torch.equal(odometry(place_map, poses, recent, actions, grid=grid), expected)
+
+
 def test_walls_are_read_from_the_cells_around_and_nowhere_else(odometry: GridOdometry) -> None:
     cell = 0.3
     place_map = torch.zeros(1, 24, 24, 4)

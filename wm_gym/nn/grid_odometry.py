@@ -27,6 +27,9 @@ _POINT_WIDTH, _WALL_WIDTH, _FREE_WIDTH, _WIDTH = 8, 64, 64, 128
 _FIRST_RADIUS = 0.1  # cells
 _MOTION_SCALE, _PLACE_SCALE, _DEPTH_SCALE = 5.0, 4.0, 10.0  # inputs should be of order 1
 _OUT_SCALE = 0.1
+# Logit from which on a cell is taken for a wall: where nobody looked it is free, for an agent that is stopped by a wall
+# that is none is lost sooner than one that walks through a wall that nobody saw.
+_SURE = 4.0
 
 
 class InCell(NamedTuple):
@@ -97,7 +100,7 @@ class GridOdometry(nn.Module):
         if grid is None:
             grid = torch.cat([pose, torch.zeros_like(pose[..., :1])], dim=-1)
         place = in_cell(grid[..., :4])
-        walls = (self.walls(place_map, pose, place, rows) > 0) & (grid[..., 4:] > 0)
+        walls = (self.walls(place_map, pose, place, rows) > _SURE) & (grid[..., 4:] > 0)
         return self.moves(place, walls.to(pose.dtype), recent, actions)
 
     def walls(self, place_map: FrameMap, pose: Poses, place: InCell, rows: Tensor | None = None) -> Tensor:
