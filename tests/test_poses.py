@@ -9,6 +9,7 @@ from wm_gym.poses import (
     motion_between,
     motion_sizes,
     moved,
+    placed,
     relative_to,
     relative_to_first,
     size_quantiles,
@@ -44,6 +45,12 @@ def test_relative_poses_do_not_depend_on_where_the_world_has_its_origin() -> Non
     poses, elsewhere = _random_poses(9), _random_poses(1)
     shifted = relative_to(poses, elsewhere)
     torch.testing.assert_close(relative_to_first(shifted), relative_to_first(poses), atol=1e-5, rtol=1e-5)
+
+
+def test_poses_seen_from_an_origin_are_placed_where_they_were() -> None:
+    angles = torch.linspace(0, 6, 7)
+    poses = torch.stack([angles, 1 - angles.square(), angles.cos(), angles.sin()], dim=-1)
+    torch.testing.assert_close(placed(poses[2], relative_to(poses, poses[2])), poses, atol=1e-5, rtol=1e-5)
 
 
 def test_a_thousand_motions_leave_a_heading_of_unit_length() -> None:

@@ -21,8 +21,7 @@ from wm_gym.array_typing import Actions, Poses
 from wm_gym.nn.grid_odometry import GridOdometry, InCell, in_cell, walls_around
 from wm_gym.nn.odometry import PAST_ACTIONS, Odometry
 from wm_gym.nn.state import ModelState
-from wm_gym.ops.bearings import placed
-from wm_gym.poses import MOTION_SIZE, motion_between, moved, relative_to, relative_to_first
+from wm_gym.poses import MOTION_SIZE, motion_between, moved, placed, relative_to, relative_to_first
 from wm_gym.world_model import WorldModel
 
 WINDOWS_PER_READ = 16  # with bearings: windows for each one whose walls are read from the map

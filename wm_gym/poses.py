@@ -27,6 +27,11 @@ def relative_to(poses: Tensor, origin: Tensor) -> Tensor:
     return torch.cat([offset, heading], dim=-1)
 
 
+def placed(origin: Tensor, poses: Tensor) -> Tensor:
+    """Inverse of `relative_to`: poses ``[..., 4]`` seen from ``origin`` ``[..., 4]``, as seen from where that is seen."""
+    return moved(origin, torch.cat([poses[..., :2], torch.atan2(poses[..., 3:], poses[..., 2:3])], dim=-1))
+
+
 def motion_between(pose: Tensor, later: Tensor) -> Tensor:
     """The motion ``[..., 3]`` from one pose ``[..., 4]`` to a later one."""
     relative = relative_to(later, pose)

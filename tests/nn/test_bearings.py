@@ -21,9 +21,9 @@ from wm_gym.nn.config import WorldModelConfig
 from wm_gym.nn.grid_odometry import AROUND, GridOdometry, in_cell
 from wm_gym.nn.map_memory import read_map
 from wm_gym.nn.odometry import PAST_ACTIONS, Odometry, odometry_state_size
-from wm_gym.ops.bearings import GRID_STATE_SIZE, SIGHT_SIZE, counted_angles, placed
+from wm_gym.ops.bearings import GRID_STATE_SIZE, SIGHT_SIZE, counted_angles
 from wm_gym.ops.step import frame_noise
-from wm_gym.poses import relative_to
+from wm_gym.poses import placed, relative_to
 from wm_gym.world_model import ModelState, WorldModel
 
 PLANAR: dict[str, Any] = {"pose_size": 4, "pose_kind": "planar"}

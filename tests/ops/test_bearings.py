@@ -16,9 +16,8 @@ from wm_gym.ops.bearings import (
     filtered_poses,
     grid_angles,
     grid_pose,
-    placed,
 )
-from wm_gym.poses import motion_between, motion_sizes, moved, relative_to_first
+from wm_gym.poses import motion_between, motion_sizes, moved, placed, relative_to_first
 
 HEADINGS = range(0, 360, 15)  # degrees, of the first frame
 STEPS = 300

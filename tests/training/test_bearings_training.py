@@ -26,8 +26,8 @@ from wm_gym.checkpoint import Checkpoint, load_checkpoint
 from wm_gym.codec import frames_to_model
 from wm_gym.nn.grid_odometry import AROUND, GridOdometry, InCell
 from wm_gym.nn.odometry import PAST_ACTIONS, Odometry
-from wm_gym.ops.bearings import GRID_STATE_SIZE, counted_angles, filtered_poses, grid_angles, grid_pose, placed
-from wm_gym.poses import relative_to_first
+from wm_gym.ops.bearings import GRID_STATE_SIZE, counted_angles, filtered_poses, grid_angles, grid_pose
+from wm_gym.poses import placed, relative_to_first
 from wm_gym.world_model import WorldModel
 
 PLANAR: dict[str, Any] = {"pose_size": 4, "pose_kind": "planar"}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from wm_gym.array_typing import FrameMap, Pose, Poses
 from wm_gym.nn.config import WorldModelConfig
 from wm_gym.nn.map_memory import map_shape, read_map, seen_of
-from wm_gym.ops.bearings import QUARTER
+from wm_gym.ops.bearings import QUARTER, along_axes, axis_of
 from wm_gym.poses import MOTION_SIZE, moved
 
 SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1))
@@ -155,10 +155,8 @@ class GridOdometry(nn.Module):
 def in_cell(grid: Poses) -> InCell:
     """Where poses ``[..., 4]`` on the grid are in their cells."""
     heading = torch.atan2(grid[..., 3], grid[..., 2])
-    axis = (heading / QUARTER).round() * QUARTER
-    cos, sin = axis.cos(), axis.sin()
-    along = grid[..., 0] * cos + grid[..., 1] * sin
-    across = grid[..., 1] * cos - grid[..., 0] * sin
+    axis = axis_of(heading, QUARTER / 2)
+    along, across = along_axes(grid, axis)
     return InCell(along - along.floor() - 0.5, across - across.floor() - 0.5, heading - axis, axis)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from wm_gym.array_typing import Pose, Poses
 from wm_gym.ops.step import Backend, uses_triton
-from wm_gym.poses import motion_between, moved
+from wm_gym.poses import motion_between, moved, placed
 
 QUARTER = math.pi / 2
 NUM_ANGLES = 5  # the heading times four; along and across in each of the two conventions, in turns of a cell
@@ -40,7 +40,7 @@ def grid_angles(pose: Poses) -> Tensor:
     heading = torch.atan2(pose[..., 3], pose[..., 2])
     angles = [4 * heading]
     for ahead in (0.0, QUARTER / 2):
-        angles += [math.tau * part for part in _along_axes(pose, _axis(heading, ahead))]
+        angles += [math.tau * part for part in along_axes(pose, axis_of(heading, ahead))]
     return torch.stack(angles, dim=-1)
 
 
@@ -56,11 +56,6 @@ def grid_pose(state: Tensor, pose: Tensor) -> Tensor:
     x, y, turn = state[..., 0], state[..., 1], state[..., 2]
     grid = torch.stack([x, y, turn.cos(), turn.sin()], dim=-1)
     return placed(grid, pose)
-
-
-def placed(origin: Tensor, pose: Tensor) -> Tensor:
-    """Poses ``[..., 4]`` that are seen from `origin` ``[..., 4]``, as seen from where the origin is."""
-    return moved(origin, torch.cat([pose[..., :2], torch.atan2(pose[..., 3:], pose[..., 2:3])], dim=-1))
 
 
 def filtered_poses(
@@ -140,7 +135,7 @@ def _with_angle(
         slope = torch.stack([none, none, one, none, none, one], dim=1)
     else:
         by_passed, axis = _convention(heading)
-        own = _along_axes(on_grid, axis)[part - 1]
+        own = along_axes(on_grid, axis)[part - 1]
         error = _wrapped(torch.where(by_passed, told[:, part], told[:, part + 2]) - math.tau * own) / math.tau
         noise = torch.where(by_passed, variance[:, part], variance[:, part + 2])
         counted = torch.where(by_passed, counts[:, part], counts[:, part + 2])
@@ -181,15 +176,15 @@ def moved_on(state: Tensor, offset: Tensor) -> Tensor:
 def _convention(heading: Tensor) -> tuple[Tensor, Tensor]:
     """Whether a heading is far from where its last axis was passed, and the axis that it is taken to be near."""
     by_passed = _off_diagonal(heading) < QUARTER / 4
-    return by_passed, torch.where(by_passed, _axis(heading, 0.0), _axis(heading, QUARTER / 2))
+    return by_passed, torch.where(by_passed, axis_of(heading, 0.0), axis_of(heading, QUARTER / 2))
 
 
-def _axis(heading: Tensor, ahead: float) -> Tensor:
+def axis_of(heading: Tensor, ahead: float) -> Tensor:
     """The multiple of a quarter turn that was passed last by a heading, or by one that is `ahead` of it."""
     return ((heading + ahead) / QUARTER).floor() * QUARTER
 
 
-def _along_axes(pose: Tensor, axis: Tensor) -> tuple[Tensor, Tensor]:
+def along_axes(pose: Tensor, axis: Tensor) -> tuple[Tensor, Tensor]:
     """Positions along an axis, an angle ``[...]``, and across it, to its left."""
     cos, sin = axis.cos(), axis.sin()
     x, y = pose[..., 0], pose[..., 1]
