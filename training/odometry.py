@@ -168,7 +168,7 @@ def _take(odometry: Odometry, source: str, trained: tuple[str, ...]) -> dict[str
     own = odometry.state_dict()
     parts = (BY_MAP, BEARINGS)
     wanted = {key for key in own if key.startswith(parts)}
-    # What moves by a map with the lines of a grid is another network than what moves by a map alone.
+    # What moves by a map is another network where odometry takes bearings.
     fresh = {key for key in wanted if key not in weights or weights[key].shape != own[key].shape}
     if lacking := sorted(key for key in fresh if not key.startswith(trained)):
         what = "move by a map" if lacking[-1].startswith(BY_MAP) else "take bearings"
