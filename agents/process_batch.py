@@ -7,6 +7,7 @@ environments are faster than many of one: gymnasium's AsyncVectorEnv knows only 
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
@@ -76,7 +77,12 @@ class ProcessBatch(VectorEnv[Any, Any, Any]):
         return self._frames.copy(), {}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Takes one action in every row; actions: [num_envs, ...]. Raises RuntimeError with what a process raised."""
+        """Takes one action in every row; actions: [num_envs, ...].
+
+        Raises:
+            RuntimeError: a process has died, and of what.
+            ValueError: what an environment raised.
+        """
         answers = self._ask([("step", part) for part in self._parts(np.asarray(actions))])
         rewards, terminated, truncated = (np.concatenate([one[part] for one in answers]) for part in range(3))
         info: dict[str, Any] = {}
@@ -110,23 +116,38 @@ class ProcessBatch(VectorEnv[Any, Any, Any]):
         return [values[first : first + self._size] for first in range(0, self.num_envs, self._size)]
 
     def _ask(self, requests: Sequence[tuple[str, Any]]) -> list[Any]:
-        for pipe, request in zip(self._pipes, requests, strict=True):
-            pipe.send(request)
+        for index, (pipe, request) in enumerate(zip(self._pipes, requests, strict=True)):
+            try:
+                pipe.send(request)
+            except OSError as error:
+                raise self._death(index) from error
         return self._answers()
 
     def _answers(self) -> list[Any]:
         answers = []
-        for pipe in self._pipes:
+        for index, pipe in enumerate(self._pipes):
             try:
                 is_right, answer = pipe.recv()
-            except EOFError as error:
-                self.close()
-                raise RuntimeError("A process of the environment has died.") from error
+            except (EOFError, ConnectionResetError) as error:
+                raise self._death(index) from error
             if not is_right:
                 self.close()
                 raise ValueError(f"An environment in a process of its own failed: {answer}")
             answers.append(answer)
         return answers
+
+    def _death(self, index: int) -> RuntimeError:
+        """Closes everything, and says what is known of how a process ended."""
+        process = self._processes[index]
+        process.join(SECONDS_TO_CLOSE)
+        code = process.exitcode
+        self.close()
+        if code == -signal.SIGKILL:
+            return RuntimeError(
+                f"A process of {self._size} environments was killed, most likely because memory ran out (a real maze "
+                f"drawn in software takes 0.3 GB; {self.num_envs} environments were asked for). Lower num_envs."
+            )
+        return RuntimeError(f"A process of {self._size} environments died, exit code {code}; see what it printed.")
 
 
 def _frames_in(room: SharedMemory, space: gym.Space[Any], num_envs: int) -> np.ndarray:

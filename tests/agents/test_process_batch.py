@@ -1,3 +1,5 @@
+import os
+import signal
 from typing import Any
 
 import numpy as np
@@ -47,3 +49,20 @@ def test_what_does_not_fit_is_a_clear_error(batch):
         batch.step(np.zeros(3, np.int64))
     with pytest.raises(ValueError, match=r"failed: .*multiple of 4"):
         ProcessBatch(BATCH_ID, 1, 2, {"size": 15})
+
+
+@pytest.mark.parametrize(
+    ("signal_number", "said"),
+    [
+        (signal.SIGKILL, r"1 environments was killed.*memory.*2 environments.*Lower num_envs"),
+        (signal.SIGTERM, "code -15"),
+    ],
+)
+def test_a_process_that_dies_is_named_with_what_to_do(signal_number, said):
+    batch = ProcessBatch(BATCH_ID, 2, 1, KWARGS)
+    batch.reset(seed=0)
+    os.kill(batch._processes[1].pid, signal_number)
+    batch._processes[1].join(10)
+    with pytest.raises(RuntimeError, match=said):
+        batch.step(np.zeros(2, np.int64))
+    assert not any(process.is_alive() for process in batch._processes)
