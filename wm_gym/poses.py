@@ -28,7 +28,7 @@ def relative_to(poses: Tensor, origin: Tensor) -> Tensor:
 
 
 def placed(origin: Tensor, poses: Tensor) -> Tensor:
-    """Inverse of `relative_to`: poses ``[..., 4]`` seen from ``origin`` ``[..., 4]``, as seen from where that one is."""
+    """Inverse of `relative_to`: poses ``[..., 4]`` seen from ``origin`` ``[..., 4]``, as seen from where that is."""
     return moved(origin, torch.cat([poses[..., :2], torch.atan2(poses[..., 3:], poses[..., 2:3])], dim=-1))
 
 

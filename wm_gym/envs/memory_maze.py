@@ -88,8 +88,9 @@ class MemoryMazeEnv(gym.Env[npt.NDArray[np.uint8], np.int64]):
         self.render_mode = render_mode
         self.observation_space = spaces.Box(0, 255, (FRAME_SIZE, FRAME_SIZE, 3), np.uint8)
         self.action_space = spaces.Discrete(len(ACTION_NAMES))
+        largest = FRAME_SIZE if render_mode is None else self.render_size
         self._backend: MazeBackend = (
-            DirectMaze(size, renderer, episode_length) if implementation == "direct" else UpstreamMaze(size)
+            DirectMaze(size, renderer, episode_length, largest) if implementation == "direct" else UpstreamMaze(size)
         )
         self._state: Literal["new", "running", "ended", "closed"] = "new"
         self._layout = np.zeros((0, 0), np.uint8)

@@ -61,10 +61,18 @@ class DirectMaze:
         size: "9x9", ...
         renderer: that of several mazes, which then has to be closed after them; None for one of its own.
         episode_length: in steps; None as published.
+        picture_size: pixels along a side of the largest picture that is drawn.
     """
 
-    def __init__(self, size: str, renderer: Renderer | None = None, episode_length: int | None = None) -> None:
+    def __init__(
+        self,
+        size: str,
+        renderer: Renderer | None = None,
+        episode_length: int | None = None,
+        picture_size: int = FRAME_SIZE,
+    ) -> None:
         self._size = size
+        self._picture_size = picture_size
         self._episode_length = episode_length or EPISODE_LENGTHS[size]
         self._libraries = load_libraries()
         self._task: Any = None
@@ -168,7 +176,7 @@ class DirectMaze:
             entity.initialize_episode_mjcf(self._rng)
 
     def _compile_physics(self) -> Any:
-        """Compiles the maze into `mjcf.Physics` with only those textures that a material shows."""
+        """Compiles the maze into `mjcf.Physics` with only those textures and buffers that are drawn with."""
         mjcf_model = self._task.root_entity.mjcf_model
         root = ElementTree.fromstring(mjcf_model.to_xml_string())
         shown = {material.get("texture") for material in root.iter("material")}
@@ -177,6 +185,7 @@ class DirectMaze:
         for texture in asset.findall("texture"):
             if texture.get("type") != "skybox" and texture.get("name") not in shown:
                 asset.remove(texture)
+        _draw_only(root, self._picture_size)
         files = {texture.get("file") for texture in root.iter("texture")}
         assets = {name: content for name, content in mjcf_model.get_assets().items() if name in files}
         return self._libraries.mjcf.Physics.from_xml_string(ElementTree.tostring(root, encoding="unicode"), assets)
@@ -232,6 +241,17 @@ class DirectMaze:
         frame = self._camera.render().copy()
         draw_border(frame, self._task._target_colors[self._task._current_target_ix])
         return frame
+
+
+def _draw_only(root: ElementTree.Element, picture_size: int) -> None:
+    """Gives a maze's OpenGL context room for one picture, and none for shadows: no light of the maze casts any.
+
+    MuJoCo would keep 640 x 480 pixels, which it clears for every frame, and 64 MB for shadows.
+    """
+    visual = root.find("visual")
+    assert visual is not None
+    ElementTree.SubElement(visual, "global", offwidth=str(picture_size), offheight=str(picture_size))
+    ElementTree.SubElement(visual, "quality", shadowsize="0")
 
 
 class ViewedPlanes:
