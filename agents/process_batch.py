@@ -145,7 +145,7 @@ class ProcessBatch(VectorEnv[Any, Any, Any]):
         if code == -signal.SIGKILL:
             return RuntimeError(
                 f"A process of {self._size} environments was killed, most likely because memory ran out (a real maze "
-                f"drawn in software takes 0.3 GB; {self.num_envs} environments were asked for). Lower num_envs."
+                f"drawn in software takes 0.25 GB; {self.num_envs} environments were asked for). Lower num_envs."
             )
         return RuntimeError(f"A process of {self._size} environments died, exit code {code}; see what it printed.")
 
