@@ -36,7 +36,7 @@ from wm_gym.world_model import WorldModel
 
 PREFIX, BY_MAP, BEARINGS = "odometry.", "by_map.", "bearings."
 # Most of the numbers, kept in float16; what tells free motion, step upon step, stays in float32.
-HALVED = ("compare.weight", "pair.", BEARINGS, *(BY_MAP + name for name in ("cell.", "enter.", "hidden.", "deep.")))
+HALVED = ("compare.weight", "pair.", BEARINGS, *(BY_MAP + name for name in ("cell.", "enter.", "part.", "deep.")))
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,29 @@ def test_beside_a_corner_it_slides_and_does_not_stop() -> None:
     assert math.hypot(0.5 - at.item(), 0.5 - by.item()) == pytest.approx(0.1, abs=1e-4)
 
 
+def test_a_motion_slides_along_the_wall_that_it_meets_on_its_way() -> None:
+    torch.manual_seed(0)
+    made = Odometry(tiny_model(**MAP, odometry=True, bearings=True).config).by_map
+    assert isinstance(made, GridOdometry)
+    with torch.no_grad():
+        for layer in (made.straight, made.free, made.out):  # nothing learned: the motion is always the same
+            layer.weight.zero_()
+            layer.bias.zero_()
+        made.straight.bias.copy_(torch.tensor([0.4, 0.2, 0.0]))
+    place = in_cell(pose(2.5, 1.5, 0))
+    recent, actions = torch.zeros(1, 1, 6), torch.zeros(1, 1, made.straight.in_features - 6)
+    walls = torch.zeros(1, 1, 8)
+    with torch.no_grad():
+        told = made.moves(place, walls, recent, actions)[0, 0]
+        assert told.tolist() == pytest.approx([0.4, 0.2, 0.0], abs=1e-6)
+        walls[..., AROUND.index((1, 0))] = 1
+        told = made.moves(place, walls, recent, actions)[0, 0]
+        assert told.tolist() == pytest.approx([0.5 - made.radius.item(), 0.2, 0.0], abs=1e-6)
+        made.straight.bias.copy_(torch.tensor([0.4, 0.0, math.pi / 2]))  # round a bend
+        told = made.moves(place, torch.zeros(1, 1, 8), recent, actions)[0, 0]
+        assert 0.1 < told[1] < told[0] < 0.4 and told[2].item() == pytest.approx(math.pi / 2, abs=1e-6)
+
+
 def test_the_grid_may_be_turned_by_quarters_and_shifted_by_cells(odometry: GridOdometry) -> None:
     place_map, poses, recent, actions = inputs(odometry)
     known = torch.ones(2, 1, 1)

@@ -2,7 +2,8 @@
 
 The agent is a disc. Without walls the next motion is close to linear in the last ones and the actions; walls that this
 would lead into push the disc out again, which is geometry, and what contact does beside that (it slows turns, and lets
-go late) is learned. Everything is told in directions of the grid, with the agent looking along the first one or at most
+go late) is learned. Contact is sharp, and may begin and end within one motion, so that is told in parts, each from what
+the one before met. Everything is told in directions of the grid, with the agent looking along the first one or at most
 an eighth of a turn beside it.
 """
 
@@ -24,6 +25,8 @@ SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1))
 AROUND = (*SIDES, (1, 1), (1, -1), (-1, 1), (-1, -1))  # the cells around the agent's own
 _PATCH_SIDE, _PATCH_STEP = 5, 0.3  # points around the middle of a cell, and cells between them
 _POINT_WIDTH, _WALL_WIDTH, _FREE_WIDTH, _WIDTH = 8, 64, 64, 128
+_PARTS = 4  # of a motion
+_KEPT = 16  # numbers that one part leaves to the next
 _FIRST_RADIUS = 0.1  # cells
 _MOTION_SCALE, _PLACE_SCALE, _DEPTH_SCALE = 5.0, 4.0, 10.0  # inputs should be of order 1
 _OUT_SCALE = 0.1
@@ -72,10 +75,10 @@ class GridOdometry(nn.Module):
         self.bend = nn.Linear(size, _FREE_WIDTH)
         self.free = nn.Linear(_FREE_WIDTH, MOTION_SIZE)
         self.radius = nn.Parameter(torch.tensor(_FIRST_RADIUS))
-        self.enter = nn.Linear(size + MOTION_SIZE + 2 * len(AROUND) + 8, _WIDTH)
-        self.hidden = nn.Linear(_WIDTH, _WIDTH)
+        self.enter = nn.Linear(size + MOTION_SIZE + len(AROUND), _WIDTH)
+        self.part = nn.Linear(MOTION_SIZE + len(AROUND) + 4 + _KEPT, _WIDTH, bias=False)
         self.deep = nn.Linear(_WIDTH, _WIDTH)
-        self.out = nn.Linear(_WIDTH, MOTION_SIZE)
+        self.out = nn.Linear(_WIDTH, MOTION_SIZE + _KEPT)
         with torch.no_grad():
             for layer in (self.out, self.straight, self.free):
                 layer.weight.mul_(_OUT_SCALE)
@@ -121,27 +124,32 @@ class GridOdometry(nn.Module):
         """Motions ``[B, T, 3]``; `walls` are 1 in those of the cells `AROUND` that are, else 0, ``[B, T, 8]``."""
         inputs = torch.cat([recent * _MOTION_SCALE, actions], dim=-1)
         free = self.straight(inputs) + self.free(F.silu(self.bend(inputs)))
-        cos, sin = place.angle.cos(), place.angle.sin()
-        along = place.along + cos * free[..., 0] - sin * free[..., 1]
-        across = place.across + sin * free[..., 0] + cos * free[..., 1]
-        along, across, depths = pushed_out(along, across, walls, self.radius)
-        by_along, by_across = along - place.along, across - place.across
-        ahead, left = cos * by_along + sin * by_across, cos * by_across - sin * by_along
-        where = [place.along, place.across, along, across]
-        told = torch.cat(
-            [
-                inputs,
-                free * _MOTION_SCALE,
-                walls,
-                depths * _DEPTH_SCALE,
-                torch.stack(where, dim=-1) * _PLACE_SCALE,
-                torch.stack([ahead, left, place.angle, sin], dim=-1) * _MOTION_SCALE,
-            ],
-            dim=-1,
-        )
-        x = F.silu(self.hidden(F.silu(self.enter(told))))
-        x = x + F.silu(self.deep(x))
-        return torch.stack([ahead, left, free[..., 2]], dim=-1) + self.out(x)
+        steady = self.enter(torch.cat([inputs, free * _MOTION_SCALE, walls], dim=-1))
+        along, across, angle = place.along, place.across, place.angle
+        speed, depths = free / _PARTS, torch.zeros_like(walls)
+        kept = walls.new_zeros(*walls.shape[:-1], _KEPT)
+        for _ in range(_PARTS):
+            where = torch.stack([along, across], dim=-1) * _PLACE_SCALE
+            turned = torch.stack([angle, angle.sin()], dim=-1) * _MOTION_SCALE
+            met = depths * (_PARTS * _DEPTH_SCALE)
+            told = torch.cat([speed * (_PARTS * _MOTION_SCALE), met, where, turned, kept], dim=-1)
+            x = F.silu(steady + self.part(told))
+            change, left = self.out(x + F.silu(self.deep(x))).split((MOTION_SIZE, _KEPT), dim=-1)
+            speed, kept = speed + change / _PARTS, kept + left
+            along, across, speed, depths = self._led(along, across, angle, speed, walls)
+            angle = angle + speed[..., 2]
+        ahead, aside = turned_to(place.angle, along - place.along, across - place.across)
+        return torch.stack([ahead, aside, angle - place.angle], dim=-1)
+
+    def _led(
+        self, along: Tensor, across: Tensor, angle: Tensor, speed: Tensor, walls: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Where a part of a motion leads beside walls, and the speed then; depths as of `pushed_out`."""
+        by_along, by_across = turned_to(-angle, speed[..., 0], speed[..., 1])
+        free_along, free_across = along + by_along, across + by_across
+        along, across, depths = pushed_out(free_along, free_across, walls, self.radius)
+        ahead, left = turned_to(angle, along - free_along, across - free_across)
+        return along, across, speed + torch.stack([ahead, left, torch.zeros_like(ahead)], dim=-1), depths
 
     def step(
         self, place_map: FrameMap, pose: Pose, recent: Tensor, actions: Tensor, grid: Tensor | None = None
@@ -158,6 +166,12 @@ def in_cell(grid: Poses) -> InCell:
     axis = axis_of(heading, QUARTER / 2)
     along, across = along_axes(grid, axis)
     return InCell(along - along.floor() - 0.5, across - across.floor() - 0.5, heading - axis, axis)
+
+
+def turned_to(angle: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """A vector ``[...]`` as it is told by who looks along `angle`."""
+    cos, sin = angle.cos(), angle.sin()
+    return cos * x + sin * y, cos * y - sin * x
 
 
 def walls_around(layouts: Tensor, grid: Poses, place: InCell) -> Tensor:
