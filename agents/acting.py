@@ -18,7 +18,6 @@ from agents.environments import MemorySpec
 from agents.policies import PolicyMaker, policy_maker
 from agents.results import policy_models
 from wm_gym.comparison.sides import Spaces
-from wm_gym.memory_feature import MemoryFeature
 from wm_gym.policies import Policy
 from wm_gym.wrappers import FrameReader
 
@@ -29,17 +28,18 @@ class RememberingPolicy:
     """A policy that learned with a world model's memory, where nothing shows it: it reads the frames itself.
 
     Args:
-        policy: sees {"image", "memory"}.
+        make: a policy that sees {"image", "memory"}, for an environment of such spaces, and a seed.
+        seed: for it.
         memory: of which model, and how much.
         env: for its spaces.
 
     Raises ValueError or FileNotFoundError as `wm_gym.wrappers.FrameReader`.
     """
 
-    def __init__(self, policy: Policy, memory: MemorySpec, env: gym.Env[Any, Any]) -> None:
-        self._policy = policy
+    def __init__(self, make: PolicyMaker, seed: int, memory: MemorySpec, env: gym.Env[Any, Any]) -> None:
         self._reader = FrameReader(memory.checkpoint, 1, "cpu", env.observation_space, env.action_space)
-        self._feature = MemoryFeature(self._reader.model.config, memory.size, memory.seed)
+        self._feature = memory.remembered(self._reader.model)
+        self._policy = make(Spaces(self._feature.with_image(env.observation_space), env.action_space), seed)
         self._action: Any = None
 
     def reset(self, info: dict[str, Any]) -> None:
@@ -53,7 +53,7 @@ class RememberingPolicy:
             self._reader.start(obs[None])
         else:
             self._reader.read(obs[None], [self._action])
-        memory = self._feature(self._reader.ssm_states)[0].numpy()
+        memory = self._feature(self._reader.memory)[0].numpy()
         self._action = self._policy({"image": obs, "memory": memory}, info)
         return self._action
 
@@ -72,8 +72,6 @@ def make_agent(path: str) -> PolicyMaker:
         make_one = makers[names[int(np.random.default_rng((seed, STREAM)).integers(len(names)))]]
         if memory is None:
             return make_one(env, seed)
-        vector = gym.spaces.Box(-np.inf, np.inf, (memory.size,), np.float32)
-        space = gym.spaces.Dict({"image": env.observation_space, "memory": vector})
-        return RememberingPolicy(make_one(Spaces(space, env.action_space), seed), memory, env)
+        return RememberingPolicy(make_one, seed, memory, env)
 
     return make

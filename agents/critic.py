@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import torch
 from torch import Tensor
 
 from agents.policies import CONFIG_FILE, load_ppo, run_memory
-from wm_gym.memory_feature import MemoryFeature
-from wm_gym.world_model import WorldModel
+from wm_gym.step_memory import StepMemory
+from wm_gym.world_model import ModelState, WorldModel
 
-
-class HasLayers(Protocol):
-    """A model's memory: `ModelState` or `StepMemory`, whose layers have an `ssm_state` [N, K, h, d, s] each."""
-
-    @property
-    def layers(self) -> Any: ...
+Memory = ModelState | StepMemory
 
 
 class PpoCritic:
@@ -47,26 +41,27 @@ class PpoCritic:
         memory, space = run_memory(run), env.observation_space
         self._feature = None
         if memory is not None:
-            self._feature = MemoryFeature(model.config, memory.size, memory.seed, model.device)
-            vector = gym.spaces.Box(-np.inf, np.inf, (memory.size,), np.float32)
-            space = gym.spaces.Dict({"image": space, "memory": vector})
+            self._feature = memory.remembered(model)
+            space = self._feature.with_image(space)
         self._policy = load_ppo(Path(path), space, env.action_space, str(model.device)).policy
         self._policy.set_training_mode(False)
 
     @torch.no_grad()
-    def __call__(self, frames: Tensor, memory: HasLayers) -> Tensor:
+    def __call__(self, frames: Tensor, memory: Memory) -> Tensor:
         """Values [N] of frames uint8 [N, H, W, C] and the memories that have them as their newest."""
         return self._policy.predict_values(self._observations(frames, memory))[:, 0]
 
     @torch.no_grad()
-    def with_policy(self, frames: Tensor, memory: HasLayers) -> tuple[Tensor, Tensor]:
+    def with_policy(self, frames: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Values [N] as above, and the policy's probabilities [N, A] of discrete actions."""
-        obs = self._observations(frames, memory)
-        distribution = self._policy.get_distribution(obs).distribution
-        return self._policy.predict_values(obs)[:, 0], distribution.probs
+        # One pass for both, and no checks of distributions, for which the host would wait for the device.
+        policy = self._policy
+        features = policy.extract_features(self._observations(frames, memory), policy.features_extractor)
+        for_actions, for_values = policy.mlp_extractor(features)
+        return policy.value_net(for_values)[:, 0], policy.action_net(for_actions).softmax(-1)
 
-    def _observations(self, frames: Tensor, memory: HasLayers) -> Any:
+    def _observations(self, frames: Tensor, memory: Memory) -> Any:
         image = frames.movedim(-1, 1)  # as Stable-Baselines3 shows images
         if self._feature is None:
             return image
-        return {"image": image, "memory": self._feature([layer.ssm_state for layer in memory.layers])}
+        return {"image": image, "memory": self._feature(memory)}

@@ -14,7 +14,6 @@ from gymnasium.vector import AutoresetMode
 from agents.environments import EnvSpec
 from agents.policies import PolicyMaker
 from wm_gym.contexts import Context
-from wm_gym.memory_feature import MemoryFeature
 from wm_gym.policies import policy_seed
 
 
@@ -88,9 +87,8 @@ class DreamRows:
         self._feature = None
         if spec.memory is not None:
             dream: Any = self.envs.unwrapped
-            self._feature = MemoryFeature(dream.model.config, spec.memory.size, spec.memory.seed, dream.model.device)
-            vector = gym.spaces.Box(-np.inf, np.inf, (spec.memory.size,), np.float32)
-            self.observation_space = gym.spaces.Dict({"image": self.observation_space, "memory": vector})
+            self._feature = spec.memory.remembered(dream.model)
+            self.observation_space = self._feature.with_image(self.observation_space)
 
     def play(self, make: PolicyMaker, seeds: Sequence[int], contexts: Sequence[Context]) -> list[Dreamed]:
         """Acts until every episode has ended, by itself or at the horizon.
@@ -141,7 +139,7 @@ class DreamRows:
         if self._feature is None:
             return lambda row: frames[row]
         dream: Any = self.envs.unwrapped
-        memory = self._feature(dream.ssm_states).cpu().numpy()
+        memory = self._feature(dream.memory).cpu().numpy()
         return lambda row: {"image": frames[row], "memory": memory[row]}
 
 

@@ -15,6 +15,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 import wm_gym  # noqa: F401 (registers the environments)
 from agents.process_batch import ProcessBatch
 from agents.tensor_batch import TensorBatch
+from wm_gym.memory_feature import MemoryKind, Remembered
+from wm_gym.world_model import WorldModel
 from wm_gym.wrappers import MemoryObservation, MemoryVectorObservation
 
 
@@ -25,6 +27,15 @@ class MemorySpec:
     checkpoint: str  # the model that reads real frames; a dream is read by the model that dreams it
     size: int = 256
     seed: int = 0
+    kind: MemoryKind = "states"
+
+    def remembered(self, model: WorldModel) -> Remembered:
+        """What takes it from a memory of the model."""
+        return Remembered(model.config, self.kind, self.size, self.seed, model.device)
+
+    def wrap(self, env: gym.Env[Any, Any], device: str = "cpu") -> gym.Env[Any, Any]:
+        """A real environment that shows it; `device` of the model that reads the frames."""
+        return MemoryObservation(env, self.checkpoint, self.size, self.seed, device, self.kind)
 
 
 @dataclass(frozen=True)
@@ -40,13 +51,18 @@ class EnvSpec:
         """The specification as a dictionary of JSON types."""
         return dataclasses.asdict(self)
 
-    def make(self) -> gym.Env[Any, Any]:
-        """One environment. Raises what `gym.make` raises, gymnasium.error.Error for an unknown id among it."""
+    def make(self, device: str = "cpu") -> gym.Env[Any, Any]:
+        """One environment. Raises what `gym.make` raises, gymnasium.error.Error for an unknown id among it.
+
+        Args:
+            device: of the model that reads a real environment's frames, with a memory.
+        """
         env = gym.make(self.env, disable_env_checker=True, **self._arguments())
         if self.memory is None:
             return env
-        checkpoint = None if self.is_dream() else self.memory.checkpoint
-        return MemoryObservation(env, checkpoint, self.memory.size, self.memory.seed)
+        if not self.is_dream():
+            return self.memory.wrap(env, device)
+        return MemoryObservation(env, None, self.memory.size, self.memory.seed, kind=self.memory.kind)
 
     def make_batch(
         self, num_envs: int, device: str = "cpu", tensors: bool = False, envs_per_process: int = 1
@@ -90,8 +106,8 @@ class EnvSpec:
                 **self._arguments(),
             )
         if self.memory is not None:
-            checkpoint = None if self.is_dream() else self.memory.checkpoint
-            envs = MemoryVectorObservation(envs, checkpoint, self.memory.size, self.memory.seed, device)
+            checkpoint, memory = None if self.is_dream() else self.memory.checkpoint, self.memory
+            envs = MemoryVectorObservation(envs, checkpoint, memory.size, memory.seed, device, memory.kind)
         return TensorBatch(envs, device) if tensors and not self.is_dream() else envs
 
     def _arguments(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import gymnasium as gym
 import torch
 from tqdm import tqdm
 
+from agents.batched_episodes import EpisodeBatch, plays_in_batches
 from agents.environments import EnvSpec
 from agents.policies import PolicyMaker, policy_maker
 from agents.results import Result
@@ -27,12 +28,15 @@ class EpisodePool:
     Args:
         spec: the environment; every process makes one.
         workers: processes, 0 for one per core; with 1 all is done in this one. They are started when they are needed.
+        device: of the models that read real frames, where policies see a memory. Not the CPU: one of them reads for all
+            episodes, which are played side by side (`agents.batched_episodes`), where policies allow it.
     """
 
-    def __init__(self, spec: EnvSpec, workers: int = 1) -> None:
-        self._spec, self._workers = spec, workers or os.cpu_count() or 1
+    def __init__(self, spec: EnvSpec, workers: int = 1, device: str = "cpu") -> None:
+        self._spec, self._workers, self._device = spec, workers or os.cpu_count() or 1, device
         self._here: _Player | None = None
         self._pool: ProcessPoolExecutor | None = None
+        self._batch: EpisodeBatch | None = None
 
     def play(self, jobs: Sequence[tuple[str, int]]) -> Iterator[tuple[str, Result]]:
         """Plays an episode for each policy and environment seed; what came of it as soon as it ends, in any order.
@@ -44,15 +48,18 @@ class EpisodePool:
         """
         if not jobs:
             return
+        if self._device != "cpu" and all(plays_in_batches(self._spec, policy) for policy in {job[0] for job in jobs}):
+            yield from self._play_in_batches(jobs)
+            return
         if self._pool is None and min(self._workers, len(jobs)) == 1:
-            self._here = self._here or _Player(self._spec)
+            self._here = self._here or _Player(self._spec, self._device)
             for policy, seed in tqdm(jobs, desc="episodes", leave=False, disable=None):
                 yield policy, self._here.play(policy, _version(policy), seed)
             return
         if self._pool is None:
             # Spawned, for a renderer or a CUDA context does not survive a fork.
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._workers, context, _start_worker, (self._spec,))
+            self._pool = ProcessPoolExecutor(self._workers, context, _start_worker, (self._spec, self._device))
         futures = {self._pool.submit(_play_in_worker, policy, _version(policy), seed): policy for policy, seed in jobs}
         try:
             for future in tqdm(as_completed(futures), total=len(jobs), desc="episodes", leave=False, disable=None):
@@ -61,13 +68,24 @@ class EpisodePool:
             for future in futures:
                 future.cancel()
 
+    def _play_in_batches(self, jobs: Sequence[tuple[str, int]]) -> Iterator[tuple[str, Result]]:
+        self._batch = self._batch or EpisodeBatch(self._spec, min(self._workers, len(jobs)), self._device)
+        with tqdm(total=len(jobs), desc="episodes", leave=False, disable=None) as bar:
+            for policy in dict.fromkeys(policy for policy, _ in jobs):
+                seeds = [seed for one, seed in jobs if one == policy]
+                for result in self._batch.play(policy, seeds, POLICY_STREAM):
+                    bar.update()
+                    yield policy, result
+
     def close(self) -> None:
         """Ends the processes, after the episodes that they are in."""
+        if self._batch is not None:
+            self._batch.close()
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
         if self._here is not None:
             self._here.env.close()
-        self._pool = self._here = None
+        self._pool = self._here = self._batch = None
 
     def __enter__(self) -> EpisodePool:
         return self
@@ -93,8 +111,8 @@ def play(env: gym.Env[Any, Any], make: Callable[[gym.Env[Any, Any], int], Any], 
 class _Player:
     """An environment, and the makers of policies that have acted in it."""
 
-    def __init__(self, spec: EnvSpec) -> None:
-        self.env = spec.make()
+    def __init__(self, spec: EnvSpec, device: str) -> None:
+        self.env = spec.make(device)
         self._makers: dict[str, tuple[int, PolicyMaker]] = {}
 
     def play(self, policy: str, version: int, seed: int) -> Result:
@@ -109,9 +127,9 @@ class _Worker:
     player: _Player
 
 
-def _start_worker(spec: EnvSpec) -> None:
+def _start_worker(spec: EnvSpec, device: str) -> None:
     torch.set_num_threads(1)
-    _Worker.player = _Player(spec)
+    _Worker.player = _Player(spec, device)
 
 
 def _play_in_worker(policy: str, version: int, seed: int) -> Result:

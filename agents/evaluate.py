@@ -47,6 +47,8 @@ class EvaluateConfig:
     """Number of processes; 0: one per core. 1: none beside this one."""
     max_episode_steps: int | None = None
     """Truncates episodes; None: as the environment does."""
+    device: str = "cpu"
+    """Where real frames are read for a policy that sees a memory."""
 
     def __post_init__(self) -> None:
         if self.episodes < 1 or self.workers < 0 or self.seed < 0:
@@ -79,7 +81,7 @@ def evaluate(config: EvaluateConfig, argv: Sequence[str] = ()) -> dict[str, Any]
         done = {result["seed"] for result in results.setdefault(name, [])}
         missing += [(path, seed) for seed in wanted if seed not in done]
     missing.sort(key=lambda job: job[1])  # models take turns: if time runs out, all have played about as much
-    with EpisodePool(spec, config.workers) as pool:
+    with EpisodePool(spec, config.workers, config.device) as pool:
         for path, result in pool.play(missing):
             results[names[path]].append(result)
             results[names[path]].sort(key=lambda one: one["seed"])

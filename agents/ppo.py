@@ -16,13 +16,15 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+import torch.nn.functional as F
 from stable_baselines3 import PPO
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+from torch import Tensor
 
 from agents.device_ppo import DevicePPO
 from agents.networks import ImageAndMemory
-from agents.policies import MODEL_FILE, run_models
+from agents.policies import MODEL_FILE, run_memory, run_models
 from agents.ppo_config import PpoConfig, combinations, keep_config, make_specs, parse_arguments
 from agents.ray_backend import train_on_cluster
 from agents.real_score import RealScore, read_scores
@@ -87,6 +89,7 @@ def train_seed(config: PpoConfig, seed: int) -> None:
             is_dream=train_spec.is_dream(),
             comparable=not train_spec.kwargs.get("end_at_reward", False),
             minutes=config.minutes,
+            device=config.score_device,
         )
         remaining = config.total_timesteps - model.num_timesteps
         with closing(scores):
@@ -137,7 +140,7 @@ def make_model(config: PpoConfig, seed: int, env: VecEnv, folder: Path, device: 
 
 
 def load_initial(model: Any, run: Path, seed: int) -> None:
-    """Gives a model the weights of another run.
+    """Gives a model the weights of another run; what that learned without a memory goes on beside one.
 
     Raises FileNotFoundError if there is no such run, ValueError if its networks are others.
     """
@@ -145,11 +148,24 @@ def load_initial(model: Any, run: Path, seed: int) -> None:
     path = models.get(f"seed_{seed}", next(iter(models.values())))
     try:
         parameters = load_from_zip_file(path, device=model.device)[1]
-        model.policy.load_state_dict(parameters["policy"])
+        weights, own = parameters["policy"], model.policy.state_dict()
+        if run_memory(run) is None and isinstance(model.observation_space, gym.spaces.Dict):
+            weights = _beside_memory(weights, own)
+        model.policy.load_state_dict(weights)
     except (KeyError, RuntimeError) as error:
         raise ValueError(
             f"The policy {path} is no start for this run: its network is another one ({error})."
         ) from error
+
+
+def _beside_memory(weights: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a policy of images, for one that has features of a memory after those of the image: at first it
+    does as the other did."""
+    beside = {key: value for key, value in own.items() if ".memory." in key}
+    for key, value in weights.items():
+        missing = own[key].shape[-1] - value.shape[-1] if key in own and value.ndim == 2 else 0
+        beside[key] = F.pad(value, (0, max(missing, 0)))
+    return beside
 
 
 def is_finished(config: PpoConfig, folder: Path) -> bool:

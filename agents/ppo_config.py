@@ -16,6 +16,7 @@ from agents.environments import EnvSpec, MemorySpec, parse_kwargs
 from agents.policies import CONFIG_FILE
 from wm_gym.checkpoint import load_checkpoint
 from wm_gym.files import write_json
+from wm_gym.memory_feature import MemoryKind
 from wm_gym.provenance import provenance
 
 # What a run that goes on may have otherwise.
@@ -26,6 +27,7 @@ FREE_TO_CHANGE = (
     "only_seed",
     "device",
     "score_workers",
+    "score_device",
     "out",
     "patience",
     "sweep",
@@ -65,7 +67,9 @@ class PpoConfig:
     memory_checkpoint: str | None = None
     """The model that reads a real environment's frames, for the baseline; a dream is read by its own model."""
     memory_size: int = 256
-    """Numbers in it."""
+    """Numbers in it, of kind "states"."""
+    memory_kind: MemoryKind = "states"
+    """What is shown of it: "states", all of it as a vector, or "map", the model's map around the agent."""
     init: str | None = None
     """Starts from what another run of agents.ppo learned: each training seed from its own, or else from the first."""
     recurrent: bool = False
@@ -80,6 +84,8 @@ class PpoConfig:
     """Real episodes for a score."""
     score_workers: int = 1
     """Processes that play them; 0: one per core."""
+    score_device: str = "cpu"
+    """Where real frames are read for a policy that sees a memory: "cuda" is many times faster, beside training too."""
     patience: int = 0
     """Stops after so many scores without a better one; 0: never."""
     num_steps: int = 64
@@ -165,13 +171,14 @@ def make_specs(config: PpoConfig) -> tuple[EnvSpec, EnvSpec]:
         train_spec = dataclasses.replace(train_spec, max_episode_steps=config.horizon)
         real_spec = EnvSpec(config.real_env or config.env, kwargs if same else parse_kwargs(config.real_env_kwargs))
     if config.memory:
-        memory = MemorySpec(checkpoint, config.memory_size)
+        memory = MemorySpec(checkpoint, config.memory_size, kind=config.memory_kind)
     return dataclasses.replace(train_spec, memory=memory), dataclasses.replace(real_spec, memory=memory)
 
 
 def keep_config(config: PpoConfig, train_spec: EnvSpec, real_spec: EnvSpec, argv: Sequence[str]) -> None:
     """Writes RUN/config.json, or compares with the one that is there. Raises ValueError if the settings differ."""
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in (*FREE_TO_CHANGE, "memory")}
+    apart = (*FREE_TO_CHANGE, "memory", "memory_kind")
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in apart}
     record = {
         "settings": settings,
         "memory": None if train_spec.memory is None else dataclasses.asdict(train_spec.memory),
@@ -182,7 +189,7 @@ def keep_config(config: PpoConfig, train_spec: EnvSpec, real_spec: EnvSpec, argv
     path = config.out / CONFIG_FILE
     if path.is_file():
         earlier = json.loads(path.read_text())
-        before, now = ({**one["settings"], "memory": one["memory"]} for one in (earlier, record))
+        before, now = ({**one["settings"], "memory": _memory(one)} for one in (earlier, record))
         different = sorted(key for key in now if before.get(key) != now[key])
         if different:
             was = ", ".join(f"{key}={before.get(key)!r}" for key in different)
@@ -193,6 +200,10 @@ def keep_config(config: PpoConfig, train_spec: EnvSpec, real_spec: EnvSpec, argv
     if config.out.exists() and any(config.out.iterdir()):
         raise ValueError(f"{config.out} has files that are no run of agents.ppo: give another --out.")
     write_json(path, {**record, **provenance("agents.ppo", argv)})
+
+
+def _memory(record: dict[str, Any]) -> MemorySpec | None:
+    return None if record["memory"] is None else MemorySpec(**record["memory"])
 
 
 def combinations(config: PpoConfig) -> list[PpoConfig]:

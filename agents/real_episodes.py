@@ -28,7 +28,6 @@ from wm_gym.comparison.record import Record, map_entries
 from wm_gym.contexts import Context
 from wm_gym.policies import policy_seed
 from wm_gym.poses import POSE_SIZE
-from wm_gym.wrappers import MemoryObservation
 
 
 @dataclass(frozen=True)
@@ -192,7 +191,7 @@ def _act(
     env: gym.Env[Any, Any], policy: str, memory: MemorySpec | None, seed: int, context: Context, num_steps: int
 ) -> np.ndarray:
     if memory is not None:
-        env = MemoryObservation(env, memory.checkpoint, memory.size, memory.seed)
+        env = memory.wrap(env)
     obs, _ = env.reset(seed=seed)
     for action in context.actions:
         obs, *_ = env.step(action)

@@ -41,6 +41,7 @@ class RealScore(BaseCallback):
         is_dream: whether training happens in a dream, so that there is something to compare.
         comparable: whether these dreams give what reality might; not if they end at a reward and begin before one.
         minutes: of training, scores not counted, after which it stops; None: it goes on.
+        device: of the models that read real frames, with a memory.
     """
 
     def __init__(
@@ -55,9 +56,10 @@ class RealScore(BaseCallback):
         is_dream: bool,
         comparable: bool = True,
         minutes: float | None = None,
+        device: str = "cpu",
     ) -> None:
         super().__init__()
-        self._folder, self._pool = folder, EpisodePool(spec, workers)
+        self._folder, self._pool = folder, EpisodePool(spec, workers, device)
         self._every, self._episodes, self._patience = every, episodes, patience
         self._checkpoint_seconds = 60 * checkpoint_minutes
         self._is_dream, self._comparable = is_dream, comparable

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny import make_tiny_clips, tiny_model
-from wm_gym.memory_feature import MemoryFeature
+from tests.tiny import TINY_MAP, make_tiny_clips, tiny_model, tiny_model_with_odometry
+from wm_gym.memory_feature import MapView, MemoryFeature, Remembered
 
 
 def states_after(num_frames):
@@ -78,3 +78,47 @@ def test_the_feature_of_a_seed_is_the_same_on_every_machine():
     feature = MemoryFeature(config, 4)
     states = [torch.ones(1, blocks, 4, 16, 8) for blocks in (1, 4)]
     np.testing.assert_allclose(feature(states)[0].numpy(), [0.064771, 0.529967, 0.564294, 0.055453], atol=1e-5)
+
+
+def view_of(cells, pose, **arguments):
+    """What is seen of a map in which 10 was written with weight 1 into some cells of the plane."""
+    config = dataclasses.replace(tiny_model_with_odometry(**TINY_MAP).config, map_cell=0.5)
+    place_map = torch.zeros(1, 24, 24, 4)
+    for x, y in cells:
+        place_map[0, x % 24, y % 24] = torch.tensor([10.0, 0, 0, 1])
+    view = MapView(config, side=5, step=0.5, **arguments)
+    return view(place_map.flatten(1, 2), torch.tensor([pose]))[0]
+
+
+@pytest.mark.parametrize(
+    ("pose", "row", "column"),
+    [
+        ((0.0, 0.0, 1.0, 0.0), 0, 1),  # two points ahead, one to the left
+        ((0.0, 0.0, 0.0, 1.0), 1, 4),  # turned to the left: what was ahead is to the right
+        ((0.0, 0.0, -1.0, 0.0), 4, 3),
+        ((0.5, 0.5, 1.0, 0.0), 1, 2),
+    ],
+)
+def test_the_map_is_seen_from_where_the_agent_is_and_as_it_looks(pose, row, column):
+    seen = view_of([(2, 1)], pose)
+    assert seen.shape == (4, 5, 5) and seen.dtype == torch.float32
+    expected = torch.zeros(5, 5)
+    expected[row, column] = 10 / 1.01
+    torch.testing.assert_close(seen[0], expected, atol=1e-4, rtol=0)
+    assert (seen[3] > 1).sum() == 1 and seen[3, row, column] > 1, "What was written is told from what nobody saw."
+
+
+def test_a_memory_is_seen_as_its_states_or_as_its_map():
+    model = tiny_model_with_odometry(**TINY_MAP)
+    clips = make_tiny_clips()
+    frames, actions = torch.from_numpy(clips.frames), torch.from_numpy(clips.actions)
+    state = model.prefill(model.initial_state(len(clips)), frames, actions)
+    states, view = Remembered(model.config, size=16), Remembered(model.config, "map")
+    torch.testing.assert_close(states(state), MemoryFeature(model.config, 16)([one.ssm_state for one in state.layers]))
+    seen = view(state)
+    assert view.space.shape == (4, 21, 21) and seen.shape == (3, 4, 21, 21) and seen[:, :3].abs().amax() > 0
+    assert states.space.shape == (16,)
+    with pytest.raises(ValueError, match="without a map"):
+        Remembered(tiny_model().config, "map")
+    with pytest.raises(ValueError, match="'states' or 'map', got 'image'"):
+        Remembered(model.config, "image")  # pyright: ignore[reportArgumentType]

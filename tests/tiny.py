@@ -53,6 +53,9 @@ def tiny_model_with_odometry(seed: int = 0, **overrides: Any) -> WorldModel:
     return model
 
 
+TINY_MAP: dict[str, Any] = {"hide_noise": True, "map_size": 24, "map_width": 3, "map_layer": 1}
+
+
 def set_termination_bias(model: WorldModel, bias: float) -> None:
     """Lets every dream end at the first step (bias 20) or never by itself (bias -20)."""
     model.backbone.event_head.out.bias.data[-1] = bias

@@ -16,7 +16,7 @@ from wm_gym.checkpoint import load_checkpoint, resolve_device
 from wm_gym.envs.actions import to_model_actions
 from wm_gym.envs.world_model import WorldModelEnv
 from wm_gym.envs.world_model_vector import WorldModelVectorEnv
-from wm_gym.memory_feature import MemoryFeature
+from wm_gym.memory_feature import MemoryKind, Remembered
 from wm_gym.world_model import ModelState, WorldModel
 
 
@@ -83,10 +83,15 @@ class FrameReader:
         self.state = self.model.advance(self.state, self._frames(frames), led)
 
     @property
+    def memory(self) -> ModelState:
+        """What is remembered now; the newest frame, which is the observation, is still pending in it."""
+        assert self.state is not None, "start comes first"
+        return self.state
+
+    @property
     def ssm_states(self) -> tuple[Tensor, ...]:
         """SSM states of all layers, [N, K, h, d, s] each: of all frames but the newest, which is the observation."""
-        assert self.state is not None, "start comes first"
-        return tuple(layer.ssm_state for layer in self.state.layers)
+        return tuple(layer.ssm_state for layer in self.memory.layers)
 
     def _frames(self, frames: Any) -> Tensor:
         tensor = frames if isinstance(frames, Tensor) else torch.from_numpy(np.ascontiguousarray(frames))
@@ -104,9 +109,10 @@ class MemoryObservation(gym.Wrapper[Any, Any, Any, Any]):
     """Adds what a world model remembers to the image, so that a policy without memory of its own acts with a long one.
 
     Observation: {"image": the environment's, "memory": float32 [size]}, the `MemoryFeature` of all frames before the
-    newest, which is the image. In a dream it is taken from the memory of the dream itself. Around a real environment, a
-    model of its own reads the frames, at the cost of about one step of a dream for each. The two agree: a dream whose
-    frames are read as real ones has the same features (up to rounding).
+    newest, which is the image; of kind "map" the memory is a `MapView`, float32 [V + 1, 21, 21]. In a dream it is taken
+    from the memory of the dream itself. Around a real environment, a model of its own reads the frames, at the cost of
+    about one step of a dream for each. The two agree: a dream whose frames are read as real ones has the same features
+    (up to rounding).
 
     A dream begins with the memory of its context, a real episode with an empty one. To act in reality as in the dream,
     let dreams start from short contexts too, or give an agent its first steps to look around.
@@ -117,10 +123,11 @@ class MemoryObservation(gym.Wrapper[Any, Any, Any, Any]):
         size: numbers in the feature.
         seed: draws the feature's projections; it must be the same wherever a policy acts.
         device: where the model of a real environment runs.
+        kind: "states", which any model has, or "map".
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: no checkpoint for a real environment, one for a dream, or one of other spaces.
+        ValueError: no checkpoint for a real environment, one for a dream, one of other spaces, or one without a map.
     """
 
     def __init__(
@@ -130,12 +137,14 @@ class MemoryObservation(gym.Wrapper[Any, Any, Any, Any]):
         size: int = 256,
         seed: int = 0,
         device: str | torch.device = "cpu",
+        kind: MemoryKind = "states",
     ) -> None:
         super().__init__(env)
         self._reader = _reader_for(env.unwrapped, checkpoint, 1, device, env.observation_space, env.action_space)
         self._source: Any = env.unwrapped if self._reader is None else self._reader
-        self._feature = _feature_of(self._source.model, size, seed)
-        self.observation_space = _with_memory(env.observation_space, size)
+        model = self._source.model
+        self._feature = Remembered(model.config, kind, size, seed, model.device)
+        self.observation_space = self._feature.with_image(env.observation_space)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -154,7 +163,7 @@ class MemoryObservation(gym.Wrapper[Any, Any, Any, Any]):
         return self._observation(obs), reward, terminated, truncated, info
 
     def _observation(self, obs: np.ndarray) -> dict[str, np.ndarray]:
-        return {"image": obs, "memory": self._feature(self._source.ssm_states)[0].cpu().numpy()}
+        return {"image": obs, "memory": self._feature(self._source.memory)[0].cpu().numpy()}
 
 
 class MemoryVectorObservation(VectorWrapper[Any, Any, Any, Any, Any]):
@@ -166,7 +175,7 @@ class MemoryVectorObservation(VectorWrapper[Any, Any, Any, Any, Any]):
     Args:
         env: a batch of dreams, or real environments (`gym.make_vec(ID, N, vectorization_mode="async",
             vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED})`).
-        checkpoint, size, seed, device: as for `MemoryObservation`.
+        checkpoint, size, seed, device, kind: as for `MemoryObservation`.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
@@ -180,6 +189,7 @@ class MemoryVectorObservation(VectorWrapper[Any, Any, Any, Any, Any]):
         size: int = 256,
         seed: int = 0,
         device: str | torch.device = "cpu",
+        kind: MemoryKind = "states",
     ) -> None:
         super().__init__(env)
         mode = env.metadata.get("autoreset_mode")
@@ -191,9 +201,10 @@ class MemoryVectorObservation(VectorWrapper[Any, Any, Any, Any, Any]):
         spaces = env.single_observation_space, env.single_action_space
         self._reader = _reader_for(env.unwrapped, checkpoint, env.num_envs, device, *spaces)
         self._source: Any = env.unwrapped if self._reader is None else self._reader
-        self._feature = _feature_of(self._source.model, size, seed)
+        model = self._source.model
+        self._feature = Remembered(model.config, kind, size, seed, model.device)
         self.metadata = {**env.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}
-        self.single_observation_space = _with_memory(env.single_observation_space, size)
+        self.single_observation_space = self._feature.with_image(env.single_observation_space)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -223,7 +234,7 @@ class MemoryVectorObservation(VectorWrapper[Any, Any, Any, Any, Any]):
         return observation, rewards, terminated, truncated, info
 
     def _memory(self, obs: Any) -> Any:
-        memory = self._feature(self._source.ssm_states)
+        memory = self._feature(self._source.memory)
         return memory.to(obs.device) if isinstance(obs, Tensor) else memory.cpu().numpy()
 
 
@@ -244,14 +255,6 @@ def _reader_for(
     if checkpoint is None:
         raise ValueError("A real environment is remembered by a model that reads its frames: give its checkpoint=.")
     return FrameReader(checkpoint, num_rows, device, observation_space, action_space)
-
-
-def _feature_of(model: WorldModel, size: int, seed: int) -> MemoryFeature:
-    return MemoryFeature(model.config, size, seed, model.device)
-
-
-def _with_memory(image_space: gym.Space[Any], size: int) -> gym.spaces.Dict:
-    return gym.spaces.Dict({"image": image_space, "memory": gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)})
 
 
 def _copy(value: Any) -> Any:

@@ -2,7 +2,14 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import save_tiny_checkpoint, save_tiny_clips, set_termination_bias, tiny_model
+from tests.tiny import (
+    TINY_MAP,
+    save_tiny_checkpoint,
+    save_tiny_clips,
+    set_termination_bias,
+    tiny_model,
+    tiny_model_with_odometry,
+)
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +24,14 @@ def tiny_kwargs(tmp_path_factory):
         "context_frames": 6,
         "horizon": 6,
     }
+
+
+@pytest.fixture(scope="session")
+def map_kwargs(tmp_path_factory, tiny_kwargs):
+    """Arguments that make a dream of one that has a map."""
+    model = tiny_model_with_odometry(**TINY_MAP)
+    path = save_tiny_checkpoint(tmp_path_factory.mktemp("map") / "map.safetensors", model)
+    return {**tiny_kwargs, "checkpoint": str(path)}
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,12 @@ pytest.importorskip("stable_baselines3")
 
 from stable_baselines3 import PPO
 
-from agents.environments import EnvSpec
-from agents.episodes import EpisodePool
+from agents.batched_episodes import EpisodeBatch, plays_in_batches
+from agents.environments import EnvSpec, MemorySpec
+from agents.episodes import POLICY_STREAM, EpisodePool
+from agents.ppo import train
 from tests.agents.test_evaluate import FORWARD, TOY_ID, make_run
+from tests.agents.test_ppo import config
 
 SPEC = EnvSpec(TOY_ID, max_episode_steps=60)
 
@@ -44,3 +47,22 @@ def test_a_model_file_is_loaded_again_when_it_has_changed(tmp_path):
 def test_nothing_is_made_for_no_episodes():
     with EpisodePool(EnvSpec("no/Such-v0"), 1) as pool:
         assert list(pool.play([])) == []
+
+
+@pytest.mark.parametrize("kind", ["states", "map"])
+def test_side_by_side_episodes_are_those_that_each_would_be_alone(tmp_path, map_kwargs, kind):
+    run = config(tmp_path, map_kwargs, memory=True, memory_kind=kind, memory_size=8, score_every=0)
+    train(run)
+    memory = MemorySpec(map_kwargs["checkpoint"], 8, kind=kind)
+    spec, model = EnvSpec(TOY_ID, max_episode_steps=12, memory=memory), str(run.out / "seed_0" / "best.zip")
+    assert plays_in_batches(spec, model) and not plays_in_batches(SPEC, model) and not plays_in_batches(spec, "random")
+    seeds = list(range(5))
+    with EpisodePool(spec, 1) as pool:
+        alone = sorted((result for _, result in pool.play([(model, seed) for seed in seeds])), key=lambda r: r["seed"])
+    assert {one["length"] for one in alone} == {12} and len({one["return"] for one in alone}) > 1
+    batch = EpisodeBatch(spec, 2, "cpu")
+    try:
+        assert list(batch.play(model, seeds, POLICY_STREAM)) == alone
+        assert list(batch.play(model, seeds[2:3], POLICY_STREAM)) == alone[2:3]
+    finally:
+        batch.close()

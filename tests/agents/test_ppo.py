@@ -11,6 +11,7 @@ pytest.importorskip("stable_baselines3")
 
 from stable_baselines3 import PPO
 
+from agents.device_ppo import DevicePPO
 from agents.evaluate import EvaluateConfig, evaluate
 from agents.learning_curves import read_learning
 from agents.networks import ImageAndMemory
@@ -48,10 +49,15 @@ def model_digest(folder: Path) -> bytes:
     return (folder / "model.zip").read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["plain", "memory", "recurrent"])
-def test_a_run_in_a_dream_leaves_models_scores_and_curves_that_can_be_evaluated(tmp_path, tiny_kwargs, kind):
-    changes = {"memory": {"memory": True, "memory_size": 8}, "recurrent": {"recurrent": True}, "plain": {}}[kind]
-    run = config(tmp_path, tiny_kwargs, **changes)
+@pytest.mark.parametrize("kind", ["plain", "memory", "map", "recurrent"])
+def test_a_run_in_a_dream_leaves_models_scores_and_curves_that_can_be_evaluated(tmp_path, tiny_kwargs, map_kwargs, kind):
+    changes = {
+        "memory": {"memory": True, "memory_size": 8},
+        "map": {"memory": True, "memory_kind": "map"},
+        "recurrent": {"recurrent": True},
+        "plain": {},
+    }[kind]
+    run = config(tmp_path, map_kwargs if kind == "map" else tiny_kwargs, **changes)
     scores = train(run)["seed_0"]
     assert [score["timesteps"] for score in scores] == [32, 64]
     for score in scores:
@@ -202,6 +208,39 @@ def test_the_network_takes_images_from_8_pixels_on_and_memories():
         given = {"image": torch.rand(2, 3, side, side), "memory": torch.randn(2, 5)}
         assert both(given).shape == (2, 24)
         assert not torch.equal(both(given), both({**given, "memory": torch.randn(2, 5)}))
+
+
+def test_the_network_looks_in_a_map_for_what_the_image_asks():
+    image, memory = gym.spaces.Box(0, 1, (3, 16, 16), np.float32), gym.spaces.Box(-np.inf, np.inf, (4, 21, 21))
+    network = ImageAndMemory(gym.spaces.Dict({"image": image, "memory": memory}), 12)
+    given = {"image": torch.rand(2, 3, 16, 16), "memory": 10 * torch.randn(2, 4, 21, 21)}
+    out = network(given)
+    assert out.shape == (2, 24)
+    other = network({**given, "memory": 10 * torch.randn(2, 4, 21, 21)})
+    assert torch.equal(out[:, :12], other[:, :12]) and not torch.equal(out[:, 12:], other[:, 12:])
+    asked = network({**given, "image": torch.rand(2, 3, 16, 16)})
+    assert not torch.equal(out[:, 12:], asked[:, 12:])
+
+
+def test_an_agent_goes_on_with_a_map_of_which_it_knows_nothing_yet(tmp_path, map_kwargs):
+    plain = config(tmp_path / "plain", map_kwargs)
+    train(plain)
+    with_map = config(tmp_path / "map", map_kwargs, memory=True, memory_kind="map", init=str(plain.out), score_every=0)
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DevicePPO, "learn", lambda model, *arguments, **kwargs: seen.append(model))
+        patch.setattr("agents.real_score.RealScore._score", lambda *arguments: None)
+        train(with_map)
+    policy, image = seen[0].policy, torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
+    given = {"image": image, "memory": 10 * torch.randn(5, 4, 21, 21)}
+    before = PPO.load(plain.out / "seed_0" / "best.zip", device="cpu").policy
+    with torch.no_grad():
+        torch.testing.assert_close(
+            policy.get_distribution(given).distribution.probs, before.get_distribution(image).distribution.probs
+        )
+        torch.testing.assert_close(policy.predict_values(given), before.predict_values(image))
+    policy.predict_values(given).sum().backward()
+    assert policy.mlp_extractor.value_net[0].weight.grad[:, 16:].abs().max() > 0, "It can learn from the map."
 
 
 def test_a_preset_changes_defaults_and_options_override_it(tmp_path):

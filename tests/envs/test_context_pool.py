@@ -18,7 +18,7 @@ def memory(model):
 
 
 def make_pool(model, memory, starts_per_clip=4, context_frames=6):
-    return ContextPool(model, make_tiny_clips(), context_frames, starts_per_clip, DISCRETE, memory)
+    return ContextPool(model, make_tiny_clips(), [context_frames], starts_per_clip, DISCRETE, memory)
 
 
 def test_contexts_are_evenly_spaced_parts_of_each_clip(model, memory):
@@ -70,7 +70,7 @@ def test_no_context_is_read_twice_and_many_are_read_together(model, memory, monk
 def test_positions_are_kept_with_the_number_of_their_context():
     model = tiny_model(pose_kind="planar", pose_size=4, odometry=True)
     memory = StepMemory(model.config, 4, model.device)
-    pool = ContextPool(model, make_tiny_clips(), 6, 4, DISCRETE, memory, keep_positions=True)
+    pool = ContextPool(model, make_tiny_clips(), [6], 4, DISCRETE, memory, keep_positions=True)
     pool.read([9])
     for numbers in ([7, 9], [2, 7, 11]):
         for number, positions in zip(numbers, pool.positions(np.array(numbers)), strict=True):
@@ -78,6 +78,26 @@ def test_positions_are_kept_with_the_number_of_their_context():
             assert expected is not None
             torch.testing.assert_close(positions, expected[0], rtol=1e-4, atol=1e-5)
             assert positions.shape == (6, 2) and positions[1:].abs().min() > 0
+
+
+def test_clips_take_turns_at_several_lengths_up_to_their_ends():
+    model = tiny_model(pose_kind="planar", pose_size=4, odometry=True)
+    memory, clips = StepMemory(model.config, 4, model.device), make_tiny_clips()
+    pool = ContextPool(model, clips, [8, 3], 4, DISCRETE, memory, keep_positions=True)
+    assert len(pool) == len(clips) == 3 and [pool.num_frames(number) for number in range(3)] == [8, 3, 8]
+    numbers = np.array([1, 2, 0])
+    pool.copy(numbers, memory, torch.tensor([0, 1, 3]))
+    for number, row, positions in zip(numbers.tolist(), (0, 1, 3), pool.positions(numbers), strict=True):
+        length = pool.num_frames(number)
+        np.testing.assert_array_equal(pool.context(number).frames, clips.frames[number, 12 - length :])
+        state, expected = read_contexts(model, [pool.context(number)], DISCRETE)
+        for name, tensor in memory.state().index(row).to_tensors().items():
+            torch.testing.assert_close(tensor, state.to_tensors()[name], rtol=1e-4, atol=1e-5)
+        assert expected is not None and positions.shape == (8, 2)
+        torch.testing.assert_close(positions[:length], expected[0], rtol=1e-4, atol=1e-5)
+        assert positions[length:].isinf().all(), "What a shorter context did not see is near to nothing."
+    with pytest.raises(ValueError, match="clips have 1 to 12"):
+        ContextPool(model, clips, [3, 13], 4, DISCRETE, memory)
 
 
 def test_models_without_odometry_tell_no_positions(model, memory):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ class DreamSettings:
 
     checkpoint: str | Path
     contexts: str | Path
-    context_frames: int
+    context_frames: int | Sequence[int]
     starts_per_clip: int
     device: str | torch.device
     horizon: int
@@ -31,9 +32,19 @@ class DreamSettings:
     max_distance: float | None = None
     feedback_interval: int | None = None
 
+    @property
+    def context_lengths(self) -> tuple[int, ...]:
+        """The lengths that contexts have, in the order given."""
+        given = self.context_frames
+        return tuple(given) if isinstance(given, Sequence) else (given,)
+
     def check(self) -> None:
         """Raises ValueError for a number out of range or an unknown dtype."""
-        for name in ("context_frames", "starts_per_clip", "horizon", "num_denoising_steps"):
+        if not self.context_lengths:
+            raise ValueError("context_frames must be a whole number from 1 on, or several, got none.")
+        for length in self.context_lengths:
+            check_count("context_frames", length)
+        for name in ("starts_per_clip", "horizon", "num_denoising_steps"):
             check_count(name, getattr(self, name))
         if not isinstance(self.refresh_steps, (int, np.integer)) or self.refresh_steps < 0 or self.refresh_steps == 1:
             raise ValueError(

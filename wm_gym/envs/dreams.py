@@ -20,6 +20,7 @@ from wm_gym.envs.refresh import RecentFrames
 from wm_gym.envs.rewards import likely_rewards, rewards_above
 from wm_gym.envs.seen_places import SeenPlaces
 from wm_gym.step_graph import StepGraph, StepOutput
+from wm_gym.step_memory import StepMemory
 from wm_gym.world_model import ModelState, WorldModel
 
 TERMINATION_THRESHOLD = 0.5
@@ -99,7 +100,7 @@ class Dreams:
         self._recent = RecentFrames(self.model, num_rows, steps) if steps else None
         self._seen_places: SeenPlaces | None = None
         if settings.max_distance is not None:
-            self._seen_places = SeenPlaces(num_rows, settings.context_frames, settings.max_distance, device)
+            self._seen_places = SeenPlaces(num_rows, max(settings.context_lengths), settings.max_distance, device)
         self._started = False
         self._reward_logits: torch.Tensor | None = None
         self.frames = torch.zeros((num_rows, *self._frame_shape), dtype=torch.uint8, device=self.device)
@@ -127,9 +128,14 @@ class Dreams:
     @property
     def ssm_states(self) -> tuple[torch.Tensor, ...]:
         """SSM states of all layers, [B, K, h, d, s] each. Raises ResetNeeded before the first reset."""
+        return tuple(layer.ssm_state for layer in self.memory.layers)
+
+    @property
+    def memory(self) -> StepMemory:
+        """All that the dreams remember, as it is now. Raises ResetNeeded before the first reset."""
         if not self._started:
             raise gym.error.ResetNeeded("There is no memory to look at yet: call reset first.")
-        return tuple(layer.ssm_state for layer in self._graph.memory.layers)
+        return self._graph.memory
 
     @property
     def likely_rewards(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -152,7 +158,7 @@ class Dreams:
             keys[i] = random.integers(-(2**63), 2**63, dtype=np.int64)
             if context is None:
                 drawn[row] = int(random.integers(len(self._pool)))
-                self.num_context_frames[row] = self._settings.context_frames
+                self.num_context_frames[row] = self._pool.num_frames(drawn[row])
             else:
                 given.setdefault(id(context), (context, []))[1].append(row)
                 self.num_context_frames[row] = context.num_frames
@@ -282,7 +288,7 @@ class Dreams:
         pool = ContextPool(
             self.model,
             self._load_clips(),
-            settings.context_frames,
+            settings.context_lengths,
             settings.starts_per_clip,
             self.action_space,
             self._graph.memory,

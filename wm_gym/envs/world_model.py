@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -17,6 +17,7 @@ from wm_gym.envs.actions import check_actions
 from wm_gym.envs.dream_settings import DreamSettings
 from wm_gym.envs.dreams import Dreams, DreamState
 from wm_gym.envs.window import Window
+from wm_gym.step_memory import StepMemory
 from wm_gym.world_model import WorldModel
 
 RENDER_MODES = ("rgb_array", "human")
@@ -50,8 +51,10 @@ class WorldModelEnv(gym.Env[np.ndarray, Any]):
     Args:
         checkpoint: a packaged name, the path of a file, or a Hugging Face Hub id "owner/name".
         contexts: name or path of the clips from which dreams start.
-        context_frames: how many frames of a clip are read in. Memories after contexts that were drawn once are kept.
-        starts_per_clip: places in a clip, evenly spaced, where the context may begin.
+        context_frames: how many frames of a clip are read in. Memories after contexts that were drawn once are kept. Of
+            several numbers each clip has one, in turn, and its context ends where the clip ends: for agents that shall
+            act with little memory, too.
+        starts_per_clip: places in a clip, evenly spaced, where the context may begin; of one number of context_frames.
         device: where the model runs, such as "cpu" or "cuda".
         horizon: steps after which an episode is truncated.
         num_denoising_steps: network passes per frame.
@@ -82,7 +85,7 @@ class WorldModelEnv(gym.Env[np.ndarray, Any]):
         self,
         checkpoint: str | Path = "memory-maze",
         contexts: str | Path = "memory-maze",
-        context_frames: int = 100,
+        context_frames: int | Sequence[int] = 100,
         starts_per_clip: int = 4,
         device: str | torch.device = "cpu",
         horizon: int = 1000,
@@ -126,6 +129,12 @@ class WorldModelEnv(gym.Env[np.ndarray, Any]):
         Raises ResetNeeded before the first reset.
         """
         return self._dreams.ssm_states
+
+    @property
+    def memory(self) -> StepMemory:
+        """All that is remembered now, of B rows: states, and the map of a model that has one. Read it before the next
+        step, and do not write it. Raises ResetNeeded before the first reset."""
+        return self._dreams.memory
 
     @property
     def state_bytes_per_env(self) -> int:

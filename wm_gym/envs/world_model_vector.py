@@ -20,6 +20,7 @@ from wm_gym.envs.actions import DeviceActionCheck, check_actions
 from wm_gym.envs.dream_settings import DreamSettings
 from wm_gym.envs.dreams import Dreams, DreamState, DreamStep
 from wm_gym.envs.world_model import check_options
+from wm_gym.step_memory import StepMemory
 from wm_gym.world_model import WorldModel
 
 Seeds = int | Sequence[int | None] | None
@@ -60,7 +61,7 @@ class WorldModelVectorEnv(VectorEnv[Any, Any, Any]):
         num_envs: int = 1,
         checkpoint: str | Path = "memory-maze",
         contexts: str | Path = "memory-maze",
-        context_frames: int = 100,
+        context_frames: int | Sequence[int] = 100,
         starts_per_clip: int = 4,
         device: str | torch.device = "cpu",
         horizon: int = 1000,
@@ -131,6 +132,12 @@ class WorldModelVectorEnv(VectorEnv[Any, Any, Any]):
         Raises ResetNeeded before the first reset.
         """
         return self._dreams.ssm_states
+
+    @property
+    def memory(self) -> StepMemory:
+        """All that is remembered now, of B rows: states, and the map of a model that has one. Read it before the next
+        step, and do not write it. Raises ResetNeeded before the first reset."""
+        return self._dreams.memory
 
     @property
     def poses(self) -> np.ndarray | None:

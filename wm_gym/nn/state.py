@@ -112,6 +112,11 @@ class ModelState:
         return next((layer.place_map for layer in self.layers if layer.place_map is not None), None)
 
     @property
+    def pose(self) -> Pose | None:
+        """The pose of the newest frame, of models that are conditioned on poses."""
+        return None if self.pending is None else self.pending.pose
+
+    @property
     def num_frames(self) -> RowCount:
         """Frames seen so far, the pending one included, per row ``[B]``."""
         return self.num_committed + int(self.pending is not None)
