@@ -30,7 +30,7 @@ class EpisodeBatch:
 
     def __init__(self, spec: EnvSpec, num_envs: int, device: str) -> None:
         self._device = device
-        self._envs = spec.make_batch(num_envs, device)
+        self._envs: Any = spec.make_batch(num_envs, device)
 
     def play(self, policy: str, seeds: Sequence[int], stream: int) -> Iterator[Result]:
         """Plays an episode of each seed; what came of them as soon as their round of `num_envs` has ended.

@@ -53,7 +53,8 @@ class ImageAndMemory(BaseFeaturesExtractor):
         if spaces:
             seen = spaces["memory"].shape or ()
             self.asks = len(seen) == 3
-            self.memory = _MapReader(seen, features_dim) if self.asks else _vector_reader(seen[0], features_dim)
+            flat = gym.spaces.flatdim(spaces["memory"])
+            self.memory = _MapReader(seen, features_dim) if self.asks else _vector_reader(flat, features_dim)
 
     def forward(self, observations: Tensor | dict[str, Tensor]) -> Tensor:
         """Features [B, features_dim], or twice as many with a memory; images in [0, 1]."""

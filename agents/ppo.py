@@ -148,9 +148,9 @@ def load_initial(model: Any, run: Path, seed: int) -> None:
     path = models.get(f"seed_{seed}", next(iter(models.values())))
     try:
         parameters = load_from_zip_file(path, device=model.device)[1]
-        weights, own = parameters["policy"], model.policy.state_dict()
+        weights: Any = parameters["policy"]
         if run_memory(run) is None and isinstance(model.observation_space, gym.spaces.Dict):
-            weights = _beside_memory(weights, own)
+            weights = _beside_memory(weights, model.policy.state_dict())
         model.policy.load_state_dict(weights)
     except (KeyError, RuntimeError) as error:
         raise ValueError(

@@ -9,13 +9,16 @@ import torch
 
 pytest.importorskip("stable_baselines3")
 
-from agents.episodes import play
+from agents.environments import EnvSpec, MemorySpec
+from agents.episodes import EpisodePool, play
 from agents.mcts import make_search
 from agents.planner import make_planner
 from agents.ppo import train
 from agents.ppo_config import PRESETS, PpoConfig
 from agents.reward_check import RewardCheckConfig, check_rewards
+from agents.rollout_planner import make_rollouts
 from tests.agents.toy_batch import BATCH_ID
+from wm_gym.memory_feature import MemoryKind
 
 TOY_ID = "tests.toy_env:tests/ToyMaze-v0"
 pytestmark = [
@@ -24,7 +27,7 @@ pytestmark = [
 ]
 
 
-def agent(tmp_path, tiny_kwargs, memory) -> PpoConfig:
+def agent(tmp_path, tiny_kwargs, memory, kind: MemoryKind = "states") -> PpoConfig:
     return PpoConfig(
         env="LSSVWM-MemoryMaze-v0",
         env_kwargs=json.dumps(tiny_kwargs),
@@ -34,6 +37,7 @@ def agent(tmp_path, tiny_kwargs, memory) -> PpoConfig:
         out=tmp_path / "run",
         memory=memory,
         memory_size=8,
+        memory_kind=kind,
     )
 
 
@@ -49,6 +53,19 @@ def test_an_agent_learns_on_a_gpu_is_scored_on_the_cpu_and_advises_a_search_on_t
     ):
         assert play(env, make, 0)["length"] == 3
         assert play(env, make, 0) == play(env, make, 0)
+
+
+def test_an_agent_with_a_map_is_scored_side_by_side_on_the_gpu_and_rolled_out(tmp_path, map_kwargs):
+    run = dataclasses.replace(agent(tmp_path, map_kwargs, True, "map"), score_device="cuda", score_workers=2)
+    assert [score["timesteps"] for score in train(run)["seed_0"]] == [1024, 2048]
+    path, model = str(run.out / "seed_0/best.zip"), map_kwargs["checkpoint"]
+    spec = EnvSpec(TOY_ID, max_episode_steps=5, memory=MemorySpec(model, 8, kind="map"))
+    with EpisodePool(spec, 2, "cuda") as pool:
+        played = sorted(result["seed"] for _, result in pool.play([(path, seed) for seed in range(3)]))
+    assert played == [0, 1, 2]
+    rollouts = make_rollouts(model, path, "cuda", candidates=8, horizon=3)
+    env = gym.make(TOY_ID, max_episode_steps=4)
+    assert play(env, rollouts, 0) == play(env, rollouts, 0) and play(env, rollouts, 0)["length"] == 4
 
 
 def test_what_an_agent_learns_from_in_a_real_environment_lies_on_the_gpu(tmp_path, tiny_kwargs):

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -50,7 +51,9 @@ def model_digest(folder: Path) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["plain", "memory", "map", "recurrent"])
-def test_a_run_in_a_dream_leaves_models_scores_and_curves_that_can_be_evaluated(tmp_path, tiny_kwargs, map_kwargs, kind):
+def test_a_run_in_a_dream_leaves_models_scores_and_curves_that_can_be_evaluated(
+    tmp_path, tiny_kwargs, map_kwargs, kind
+):
     changes = {
         "memory": {"memory": True, "memory_size": 8},
         "map": {"memory": True, "memory_kind": "map"},
@@ -233,7 +236,7 @@ def test_an_agent_goes_on_with_a_map_of_which_it_knows_nothing_yet(tmp_path, map
         train(with_map)
     policy, image = seen[0].policy, torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
     given = {"image": image, "memory": 10 * torch.randn(5, 4, 21, 21)}
-    before = PPO.load(plain.out / "seed_0" / "best.zip", device="cpu").policy
+    before: Any = PPO.load(plain.out / "seed_0" / "best.zip", device="cpu").policy
     with torch.no_grad():
         torch.testing.assert_close(
             policy.get_distribution(given).distribution.probs, before.get_distribution(image).distribution.probs
