@@ -197,17 +197,16 @@ def pushed_out(along: Tensor, across: Tensor, walls: Tensor, radius: Tensor) -> 
     Returns:
         Along, across, and how deep it was in each of the walls, ``[..., 8]``.
     """
-    most = 0.5 - radius
-    depths = []
-    for number, (ahead, left) in enumerate(SIDES):
-        depth = walls[..., number] * F.relu(ahead * along + left * across - most)
-        along, across = along - ahead * depth, across - left * depth
-        depths.append(depth)
-    for number, (ahead, left) in enumerate(AROUND[len(SIDES) :], len(SIDES)):
-        by_along = along - along.clamp(ahead - 0.5, ahead + 0.5)
-        by_across = across - across.clamp(left - 0.5, left + 0.5)
-        distance = (by_along.square() + by_across.square() + 1e-8).sqrt()
-        depth = walls[..., number] * F.relu(radius - distance)
-        along, across = along + depth * by_along / distance, across + depth * by_across / distance
-        depths.append(depth)
-    return along, across, torch.stack(depths, dim=-1)
+    # Of two opposite sides, and of the corners, only one can push: all are asked at once.
+    point = torch.stack([along, across], dim=-1)
+    sides = walls[..., : len(SIDES)].unflatten(-1, (2, 2)) * F.relu(torch.stack([point, -point], dim=-1) - 0.5 + radius)
+    along, across = (point - sides[..., 0] + sides[..., 1]).unbind(-1)
+    front, back = along - along.clamp(0.5, 1.5), along - along.clamp(-1.5, -0.5)
+    left, right = across - across.clamp(0.5, 1.5), across - across.clamp(-1.5, -0.5)
+    by_along = torch.stack([front, front, back, back], dim=-1)
+    by_across = torch.stack([left, right, left, right], dim=-1)
+    distance = (by_along.square() + by_across.square() + 1e-8).sqrt()
+    corners = walls[..., len(SIDES) :] * F.relu(radius - distance)
+    push = corners / distance
+    along, across = along + (push * by_along).sum(-1), across + (push * by_across).sum(-1)
+    return along, across, torch.cat([sides.flatten(-2), corners], dim=-1)
