@@ -8,8 +8,8 @@ given again.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +63,17 @@ def train(config: PpoConfig, argv: Sequence[str] = ()) -> dict[str, list[dict[st
 
 
 def train_seed(config: PpoConfig, seed: int) -> None:
-    """Trains one policy, or goes on with it."""
-    train_spec, real_spec = make_specs(config)
+    """Trains one policy, or goes on with it. Raises MemoryError, with what to lower, if the GPU's memory runs out."""
     folder = config.out / f"seed_{seed}"
     if is_finished(config, folder):
         return
     device = choose_device(config.device)
+    with telling_what_to_lower(config):
+        _train_on(config, seed, folder, device)
+
+
+def _train_on(config: PpoConfig, seed: int, folder: Path, device: str) -> None:
+    train_spec, real_spec = make_specs(config)
     on_device = not config.recurrent
     batch = train_spec.make_batch(config.num_envs, device, on_device, config.envs_per_process)
     env = Sb3VecEnv(batch, with_info=False)
@@ -98,6 +103,18 @@ def train_seed(config: PpoConfig, seed: int) -> None:
             scores.finish(model)
     finally:
         env.close()
+
+
+@contextmanager
+def telling_what_to_lower(config: PpoConfig) -> Iterator[None]:
+    """Makes of an out-of-memory error of the GPU a MemoryError that names the settings."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(
+            f"The GPU has not enough memory; lower --num-envs (now {config.num_envs}) or --num-steps "
+            f"({config.num_steps}), or give dreams contexts of fewer clips, whose memories are kept on the GPU."
+        ) from error
 
 
 def make_model(config: PpoConfig, seed: int, env: VecEnv, folder: Path, device: str, on_device: bool) -> Any:
@@ -194,7 +211,7 @@ def main() -> int:
     try:
         arguments = command_arguments()
         print(describe(train(parse_arguments(arguments), arguments)))
-    except (ImportError, OSError, RuntimeError, TypeError, ValueError, gym.error.Error) as error:
+    except (ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError, gym.error.Error) as error:
         print(f"agents.ppo: {error}", file=sys.stderr)
         return 1
     return 0

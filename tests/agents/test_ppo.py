@@ -254,6 +254,18 @@ def test_a_preset_changes_defaults_and_options_override_it(tmp_path):
         parse_arguments(["--preset", "huge"])
 
 
+def test_a_gpu_that_is_too_small_says_what_to_lower(tmp_path, tiny_kwargs, monkeypatch, capsys):
+    def too_much(*arguments, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(DevicePPO, "learn", too_much)
+    with pytest.raises(MemoryError, match=r"--num-envs \(now 4\) or --num-steps \(8\).*fewer clips"):
+        train(config(tmp_path, tiny_kwargs))
+    kwargs = ["--env-kwargs", json.dumps(tiny_kwargs), "--real-env", TOY_ID, "--out", str(tmp_path / "b")]
+    monkeypatch.setattr("sys.argv", ["ppo", "--env", DREAM_ID, "--device", "cpu", *kwargs])
+    assert main() == 1 and "agents.ppo: The GPU has not enough memory" in capsys.readouterr().err
+
+
 def test_bad_input_is_a_clear_error(tmp_path, tiny_kwargs, monkeypatch, capsys):
     with pytest.raises(ValueError, match="num_steps must be"):
         config(tmp_path, num_steps=0)
