@@ -68,6 +68,7 @@ def train_seed(config: PpoConfig, seed: int) -> None:
     if is_finished(config, folder):
         return
     device = choose_device(config.device)
+    choose_device(config.score_device)  # now, not at the first score
     with telling_what_to_lower(config):
         _train_on(config, seed, folder, device)
 

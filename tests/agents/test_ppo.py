@@ -273,11 +273,14 @@ def test_bad_input_is_a_clear_error(tmp_path, tiny_kwargs, monkeypatch, capsys):
         train(config(tmp_path, tiny_kwargs, real_env=None))
     with pytest.raises(ValueError, match="this environment has"):
         train(config(tmp_path, tiny_kwargs, memory=True, real_env_kwargs='{"size": 32}'))
+    with pytest.raises(ValueError, match="without a map"):
+        train(config(tmp_path / "states", tiny_kwargs, memory=True, memory_kind="map"))
     with pytest.raises(ValueError, match="leave memory_checkpoint out"):
         train(config(tmp_path, tiny_kwargs, memory_checkpoint="memory-maze"))
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="cuda"):
-            train(config(tmp_path / "gpu", tiny_kwargs, device="cuda"))
+        for option in ("device", "score_device"):
+            with pytest.raises(ValueError, match="cuda"):
+                train(config(tmp_path / option, tiny_kwargs, **{option: "cuda"}))
     with pytest.raises(ValueError, match="image of 8 pixels"):
         train(config(tmp_path / "flat", env="CartPole-v1", real_env=None, real_env_kwargs="{}"))
     monkeypatch.setattr("sys.argv", ["ppo", "--env", "NoSuch-v0", "--out", str(tmp_path / "no")])
