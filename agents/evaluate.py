@@ -20,6 +20,7 @@ import tyro
 from agents.environments import EnvSpec, parse_kwargs
 from agents.episodes import EpisodePool
 from agents.results import Result, gap, interval95, kept_results, policy_models, policy_settings
+from wm_gym.checkpoint import resolve_device
 from wm_gym.files import write_json
 from wm_gym.provenance import command_arguments, provenance
 
@@ -63,8 +64,10 @@ def evaluate(config: EvaluateConfig, argv: Sequence[str] = ()) -> dict[str, Any]
 
     Raises:
         FileNotFoundError: no such run, model or checkpoint.
-        ValueError: a policy that does not fit the environment, or a file with the results of other settings.
+        ValueError: a policy that does not fit the environment, a device that is not there, or a file with the results
+            of other settings.
     """
+    resolve_device(config.device)
     run = Path(config.policy)
     models, memory = policy_models(config.policy)
     spec = EnvSpec(config.env, parse_kwargs(config.env_kwargs), config.max_episode_steps, memory)

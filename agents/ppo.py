@@ -49,6 +49,9 @@ def train(config: PpoConfig, argv: Sequence[str] = ()) -> dict[str, list[dict[st
     """
     jobs = {}
     for run in combinations(config):
+        if config.backend == "local":  # before anything is written; else it is the cluster that has to have them
+            choose_device(run.device)
+            choose_device(run.score_device)
         keep_config(run, *make_specs(run), argv)
         prefix = "" if run.out == config.out else f"{run.out.name}/"
         seeds = range(run.seeds) if run.only_seed is None else [run.only_seed]
@@ -68,7 +71,6 @@ def train_seed(config: PpoConfig, seed: int) -> None:
     if is_finished(config, folder):
         return
     device = choose_device(config.device)
-    choose_device(config.score_device)  # now, not at the first score
     with telling_what_to_lower(config):
         _train_on(config, seed, folder, device)
 

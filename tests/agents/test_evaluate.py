@@ -4,6 +4,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("stable_baselines3")
 
@@ -143,6 +144,9 @@ def test_intervals_are_students():
 def test_bad_input_is_a_clear_error(tmp_path):
     with pytest.raises(ValueError, match="episodes must be"):
         config(tmp_path, episodes=0)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="cuda"):
+            evaluate(config(tmp_path, device="cuda"))
     with pytest.raises(ValueError, match="JSON object"):
         evaluate(config(tmp_path, env_kwargs="size=3"))
     with pytest.raises(ValueError, match="A policy is"):

@@ -281,6 +281,7 @@ def test_bad_input_is_a_clear_error(tmp_path, tiny_kwargs, monkeypatch, capsys):
         for option in ("device", "score_device"):
             with pytest.raises(ValueError, match="cuda"):
                 train(config(tmp_path / option, tiny_kwargs, **{option: "cuda"}))
+            assert not (tmp_path / option).exists(), "Nothing is left behind."
     with pytest.raises(ValueError, match="image of 8 pixels"):
         train(config(tmp_path / "flat", env="CartPole-v1", real_env=None, real_env_kwargs="{}"))
     monkeypatch.setattr("sys.argv", ["ppo", "--env", "NoSuch-v0", "--out", str(tmp_path / "no")])
