@@ -76,7 +76,8 @@ class MapView:
 
     Of each point it has what `wm_gym.nn.map_memory.read_map` finds there: mean values, and the logarithm of how much
     was written. So walls and objects keep their places in the picture while the agent turns and walks on, also those
-    behind it, and what nobody saw is told from what is free.
+    behind it, and what nobody saw is told from what is free. An agent that reads a map around itself is that of arXiv
+    1702.08360.
 
     Args:
         config: of a model with a map.
