@@ -46,10 +46,8 @@ class EpisodeBatch:
         model.policy.set_training_mode(False)
         for first in range(0, len(seeds), envs.num_envs):
             part = list(seeds[first : first + envs.num_envs])
-            # Rows that nobody asked for play along.
-            yield from self._round(model.policy, [*part, *[part[-1]] * (envs.num_envs - len(part))], stream)[
-                : len(part)
-            ]
+            spare = [part[-1]] * (envs.num_envs - len(part))  # rows that nobody asked for play along
+            yield from self._round(model.policy, [*part, *spare], stream)[: len(part)]
 
     @torch.no_grad()
     def _round(self, policy: Any, seeds: list[int], stream: int) -> list[Result]:

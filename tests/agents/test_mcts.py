@@ -10,12 +10,11 @@ pytest.importorskip("stable_baselines3")
 from agents.episodes import play
 from agents.mcts import DreamTree, MctsConfig, TreeSearch, make_search
 from agents.reading import RealMemory
+from tests.agents.toy_agents import TOY_ID, check_memory_is_of_real_frames
 from tests.tiny import save_tiny_checkpoint, tiny_model
 from wm_gym.step_graph import StepGraph
-from wm_gym.wrappers import FrameReader
 
 LINE_ID = "examples.agent_in_a_dream:Line-v0"
-TOY_ID = "tests.toy_env:tests/ToyMaze-v0"
 FRAME = np.full((16, 16, 3), 90, np.uint8)
 
 
@@ -98,21 +97,8 @@ def test_random_play_values_a_leaf_by_the_rewards_that_follow():
 def test_its_memory_is_that_of_the_real_frames_and_actions(tmp_path):
     path = str(save_tiny_checkpoint(tmp_path / "tiny.safetensors"))
     env = gym.make(TOY_ID)
-    make = make_search(path, simulations=4, leaves=2, rollout=1)
-    reader = FrameReader(path, 1, "cpu", env.observation_space, env.action_space)
-    policy = make(env, 0)
-    for seed in range(2):  # The second episode knows nothing of the first.
-        obs, info = env.reset(seed=seed)
-        policy.reset(info)
-        reader.start(obs[None])
-        for _ in range(4):
-            action = policy(obs, info)
-            obs, _, _, _, info = env.step(action)
-            reader.read(obs[None], [action])
-        policy(obs, info)
-        assert policy._memory.state is not None and reader.state is not None
-        for ours, theirs in zip(policy._memory.state.layers, reader.state.layers, strict=True):
-            torch.testing.assert_close(ours.ssm_state, theirs.ssm_state)
+    planner = make_search(path, simulations=4, leaves=2, rollout=1)(env, 0)
+    check_memory_is_of_real_frames(planner, path, env)
 
 
 def test_the_same_seed_searches_the_same_though_policies_share_their_tree(tmp_path):

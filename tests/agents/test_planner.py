@@ -1,4 +1,3 @@
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +13,12 @@ from agents.episodes import play
 from agents.mcts import make_search
 from agents.planner import Planner, PlannerConfig, cem, make_planner, random_shooting
 from agents.policies import load_ppo
-from agents.ppo import train
-from agents.ppo_config import PRESETS, PpoConfig, make_specs
+from agents.ppo_config import make_specs
+from tests.agents.toy_agents import TOY_ID, check_memory_is_of_real_frames, trained_agent
 from tests.tiny import save_tiny_checkpoint, tiny_model
 from wm_gym.world_model import Prediction, WorldModelConfig
-from wm_gym.wrappers import FrameReader
 
 LINE_ID = "examples.agent_in_a_dream:Line-v0"
-TOY_ID = "tests.toy_env:tests/ToyMaze-v0"
 METHODS = ["cem", "random"]
 
 
@@ -170,19 +167,7 @@ def test_its_memory_is_that_of_the_real_frames_and_actions(tmp_path):
     path = str(save_tiny_checkpoint(tmp_path / "tiny.safetensors"))
     env = gym.make(TOY_ID)
     planner = make_planner(path, candidates=4, horizon=2, iterations=1)(env, 0)
-    reader = FrameReader(path, 1, "cpu", env.observation_space, env.action_space)
-    for seed in range(2):  # The second episode knows nothing of the first.
-        obs, info = env.reset(seed=seed)
-        planner.reset(info)
-        reader.start(obs[None])
-        for _ in range(5):
-            action = planner(obs, info)
-            obs, _, _, _, info = env.step(action)
-            reader.read(obs[None], [action])
-        planner(obs, info)
-        assert planner._memory.state is not None and reader.state is not None
-        for ours, theirs in zip(planner._memory.state.layers, reader.state.layers, strict=True):
-            torch.testing.assert_close(ours.ssm_state, theirs.ssm_state)
+    check_memory_is_of_real_frames(planner, path, env)
 
 
 def test_the_same_seed_plans_the_same():
@@ -206,17 +191,7 @@ def test_planning_in_a_learned_dream_is_far_above_random_in_reality(line_dream, 
 
 @pytest.mark.parametrize("memory", [False, True])
 def test_the_critic_is_the_value_function_of_the_agent(tmp_path, tiny_kwargs, memory):
-    run = PpoConfig(
-        env="LSSVWM-MemoryMaze-v0",
-        env_kwargs=json.dumps(tiny_kwargs),
-        real_env=TOY_ID,
-        real_env_kwargs='{"max_episode_steps": 2}',
-        **{**PRESETS["smoke"], "total_timesteps": 64, "num_envs": 4, "score_episodes": 1},
-        out=tmp_path / "run",
-        memory=memory,
-        memory_size=8,
-    )
-    train(run)
+    run = trained_agent(tmp_path, tiny_kwargs, memory)
     path = run.out / "seed_0" / "best.zip"
     env = make_specs(run)[0].make()
     dream: Any = env.unwrapped

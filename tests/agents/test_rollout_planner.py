@@ -1,4 +1,3 @@
-import json
 from typing import Any
 
 import gymnasium as gym
@@ -9,16 +8,13 @@ import torch
 pytest.importorskip("stable_baselines3")
 
 from agents.episodes import play
-from agents.ppo import train
-from agents.ppo_config import PRESETS, PpoConfig
 from agents.reading import RealMemory
 from agents.rollout_planner import RolloutConfig, RolloutPlanner, make_rollouts
 from tests.agents.test_planner import Combination, FakeDreams
+from tests.agents.toy_agents import TOY_ID, check_memory_is_of_real_frames, trained_agent
 from tests.tiny import save_tiny_checkpoint, tiny_model
 from wm_gym.codec import model_to_frames
-from wm_gym.wrappers import FrameReader
 
-TOY_ID = "tests.toy_env:tests/ToyMaze-v0"
 CODE = [2, 0, 1, 1]
 FRAME = np.full((8, 8, 3), 7, np.uint8)
 LARGE_FRAME = np.full((16, 16, 3), 90, np.uint8)
@@ -172,17 +168,7 @@ def test_the_same_seed_plans_the_same():
 
 @pytest.mark.parametrize("memory", [False, True])
 def test_an_agent_is_rolled_out_in_whole_real_episodes(tmp_path, tiny_kwargs, memory):
-    run = PpoConfig(
-        env="LSSVWM-MemoryMaze-v0",
-        env_kwargs=json.dumps(tiny_kwargs),
-        real_env=TOY_ID,
-        real_env_kwargs='{"max_episode_steps": 2}',
-        **{**PRESETS["smoke"], "total_timesteps": 64, "num_envs": 4, "score_episodes": 1},
-        out=tmp_path / "run",
-        memory=memory,
-        memory_size=8,
-    )
-    train(run)
+    run = trained_agent(tmp_path, tiny_kwargs, memory)
     agent, path = str(run.out / "seed_0" / "best.zip"), tiny_kwargs["checkpoint"]
     make = make_rollouts(path, agent, "cpu", candidates=4, horizon=3, replan_every=2)
     env = gym.make(TOY_ID, max_episode_steps=7)
@@ -190,19 +176,7 @@ def test_an_agent_is_rolled_out_in_whole_real_episodes(tmp_path, tiny_kwargs, me
     assert results[0] == results[1] and results[0]["length"] == 7
     first, policy = make(env, 0), make(env, 1)
     assert first._dreams is policy._dreams and first._critic is policy._critic
-    reader = FrameReader(path, 1, "cpu", env.observation_space, env.action_space)
-    for seed in range(2):  # The second episode knows nothing of the first.
-        obs, info = env.reset(seed=seed)
-        policy.reset(info)
-        reader.start(obs[None])
-        for _ in range(4):
-            action = policy(obs, info)
-            obs, _, _, _, info = env.step(action)
-            reader.read(obs[None], [action])
-        policy(obs, info)
-        assert policy._memory.state is not None and reader.state is not None
-        for ours, theirs in zip(policy._memory.state.layers, reader.state.layers, strict=True):
-            torch.testing.assert_close(ours.ssm_state, theirs.ssm_state)
+    check_memory_is_of_real_frames(policy, path, env)
 
 
 @pytest.mark.parametrize(
