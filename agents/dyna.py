@@ -25,7 +25,7 @@ from typing import Any
 
 import tyro
 
-from agents.dyna_policy import VARIABLE
+from agents.learning.dyna_policy import VARIABLE
 from wm_gym.comparison.config import DREAM_ID, REAL_ID
 from wm_gym.files import write_json
 from wm_gym.provenance import command_arguments, provenance
@@ -123,7 +123,14 @@ def stages(config: DynaConfig, number: int) -> list[Stage]:
         "horizon": config.horizon,
     }
     agent = str(folder / "agent")
-    collect = ["--env", config.env, "--policy", "agents.dyna_policy:act", "--frames", config.frames * (number + 1)]
+    collect = [
+        "--env",
+        config.env,
+        "--policy",
+        "agents.learning.dyna_policy:act",
+        "--frames",
+        config.frames * (number + 1),
+    ]
     train = ["--recipe", recipe, "--data", data, "--out", model, *(["--init", init] if init else [])]
     cut = ["--data", data, "--split", "train", "--newest", "--num-clips", config.clips]
     learn = ["--env", config.dream, "--env-kwargs", json.dumps(dream), "--real-env", config.env, "--out", agent]
@@ -211,7 +218,7 @@ def _open(config: DynaConfig, argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _write_policy(config: DynaConfig, number: int) -> None:
-    """Tells `agents.dyna_policy` who records the round."""
+    """Tells `agents.learning.dyna_policy` who records the round."""
     previous = str(config.out / f"round_{number - 1}" / "agent") if number else None
     record = {"run": previous, "first_policy": config.first_policy, "explore": config.explore}
     write_json(config.out / POLICY_FILE, record)

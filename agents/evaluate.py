@@ -17,9 +17,9 @@ from typing import Any
 import gymnasium as gym
 import tyro
 
-from agents.environments import EnvSpec, parse_kwargs
-from agents.episodes import EpisodePool
-from agents.results import Result, gap, interval95, kept_results, policy_models, policy_settings
+from agents.environments.settings import EnvSpec, parse_kwargs
+from agents.scoring.episodes import EpisodePool
+from agents.scoring.results import Result, gap, interval95, kept_results, policy_models, policy_settings
 from wm_gym.checkpoint import resolve_device
 from wm_gym.files import write_json
 from wm_gym.provenance import command_arguments, provenance

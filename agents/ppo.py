@@ -22,13 +22,13 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from torch import Tensor
 
-from agents.device_ppo import DevicePPO
-from agents.networks import ImageAndMemory
-from agents.policies import MODEL_FILE, run_memory, run_models
-from agents.ppo_config import PpoConfig, combinations, keep_config, make_specs, parse_arguments
-from agents.ray_backend import train_on_cluster
-from agents.real_score import RealScore, read_scores
-from agents.sb3 import Sb3VecEnv
+from agents.environments.sb3 import Sb3VecEnv
+from agents.learning.config import PpoConfig, combinations, keep_config, make_specs, parse_arguments
+from agents.learning.device_ppo import DevicePPO
+from agents.learning.networks import ImageAndMemory
+from agents.learning.ray_backend import train_on_cluster
+from agents.learning.real_score import RealScore, read_scores
+from agents.policies.loading import MODEL_FILE, run_memory, run_models
 from wm_gym.checkpoint import resolve_device
 from wm_gym.provenance import command_arguments
 

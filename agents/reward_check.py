@@ -22,13 +22,13 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from agents.dream_rows import DreamRows
-from agents.environments import EnvSpec, parse_kwargs
-from agents.policies import policy_maker
-from agents.pose_figures import DEFINITIONS, forward_actions, pose_lines, pose_result
-from agents.real_episodes import real_episodes
-from agents.results import Result, kept_results, policy_models, policy_settings
-from agents.reward_figures import episode_result, reward_figures
+from agents.environments.settings import EnvSpec, parse_kwargs
+from agents.policies.loading import policy_maker
+from agents.scoring.dreamed_episodes import DreamRows
+from agents.scoring.pose_figures import DEFINITIONS, forward_actions, pose_lines, pose_result
+from agents.scoring.real_episodes import real_episodes
+from agents.scoring.results import Result, kept_results, policy_models, policy_settings
+from agents.scoring.reward_figures import episode_result, reward_figures
 from wm_gym.checkpoint import resolve_device
 from wm_gym.comparison.config import DREAM_ID, REAL_ID, parse_seeds
 from wm_gym.comparison.figures import EpisodeFigures
@@ -37,7 +37,7 @@ from wm_gym.comparison.pictures import Captions, comparison_frames
 from wm_gym.comparison.record import Record
 from wm_gym.files import write_json
 from wm_gym.film import write_video
-from wm_gym.policies import WALKERS
+from wm_gym.policies.base import WALKERS
 from wm_gym.provenance import command_arguments, provenance
 
 PART_PSNR = 22.0  # dB; the film's line between like and unlike, as in wm-gym compare

@@ -18,11 +18,11 @@ from typing import Any
 import gymnasium as gym
 import tyro
 
-from agents.environments import EnvSpec
-from agents.learning_curves import read_learning, write_curves
-from agents.policies import CONFIG_FILE
-from agents.real_score import read_scores
-from agents.results import interval95
+from agents.environments.settings import EnvSpec
+from agents.learning.real_score import read_scores
+from agents.policies.loading import CONFIG_FILE
+from agents.scoring.learning_curves import read_learning, write_curves
+from agents.scoring.results import interval95
 from wm_gym.files import write_json
 from wm_gym.provenance import command_arguments, provenance
 

@@ -17,10 +17,10 @@ import tyro
 
 import wm_gym
 from agents.evaluate import EvaluateConfig, describe, evaluate
-from agents.mcts import make_search
-from agents.planner import make_planner
+from agents.learning.config import PRESETS, PpoConfig
+from agents.planners.mcts import make_search
+from agents.planners.shooting import make_planner
 from agents.ppo import train as train_agent
-from agents.ppo_config import PRESETS, PpoConfig
 from training.collect import CollectConfig, collect
 from training.make_clips import clips_from_store
 from training.recipes import Stage, tiny

@@ -19,15 +19,15 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `training` lies beside this folder
 
-from training.provenance import command_arguments, provenance
-from training.speed.batches import BatchSettings, measure_batches, measure_env, measure_real_env
-from training.speed.latency import LatencySettings, measure_latency
-from training.speed.report import plot, tables
-from training.speed.targets import judge
-from training.speed.timing import Deadline, copy_bandwidth
-from training.speed.training_step import TrainingSettings, measure_lengths, measure_recipe
+from training.benchmarks.speed.batches import BatchSettings, measure_batches, measure_env, measure_real_env
+from training.benchmarks.speed.latency import LatencySettings, measure_latency
+from training.benchmarks.speed.report import plot, tables
+from training.benchmarks.speed.targets import judge
+from training.benchmarks.speed.timing import Deadline, copy_bandwidth
+from training.benchmarks.speed.training_step import TrainingSettings, measure_lengths, measure_recipe
 from wm_gym.checkpoint import resolve_device
 from wm_gym.files import write_json
+from wm_gym.provenance import command_arguments, provenance
 from wm_gym.world_model import WorldModel
 
 Part = Literal["latency", "batch", "training"]

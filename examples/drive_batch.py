@@ -14,8 +14,8 @@ import torch
 import tyro
 
 import wm_gym  # noqa: F401 (registers the environments)
-from training.provenance import command_arguments, provenance
 from wm_gym.files import write_json
+from wm_gym.provenance import command_arguments, provenance
 
 ON_GPU = torch.cuda.is_available()
 

@@ -11,7 +11,7 @@ torch.set_num_threads(1)
 
 def _missing_for_real_env() -> str | None:
     """What the real Memory Maze lacks here, None if it can run."""
-    from wm_gym.envs.memory_maze_published import load_libraries
+    from wm_gym.envs.memory_maze.published import load_libraries
 
     try:
         load_libraries()

@@ -13,13 +13,13 @@ import torch
 from examples import benchmark
 from examples.benchmark import BenchConfig, run
 from tests.tiny import save_maze_sized_checkpoint, tiny_model
-from training.speed.batches import bytes_per_step
-from training.speed.latency import FULL, OURS, SLIDING
-from training.speed.report import plot, table, tables
-from training.speed.steppers import GraphStepper, seen_state, transformer_stepper
-from training.speed.targets import judge
-from training.speed.timing import Deadline, latency
-from training.speed.training_step import TrainingSettings, measure_lengths
+from training.benchmarks.speed.batches import bytes_per_step
+from training.benchmarks.speed.latency import FULL, OURS, SLIDING
+from training.benchmarks.speed.report import plot, table, tables
+from training.benchmarks.speed.steppers import GraphStepper, seen_state, transformer_stepper
+from training.benchmarks.speed.targets import judge
+from training.benchmarks.speed.timing import Deadline, latency
+from training.benchmarks.speed.training_step import TrainingSettings, measure_lengths
 
 
 @pytest.fixture(scope="module")

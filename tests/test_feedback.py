@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from tests.test_step_graph import assert_same_state, loaded, read, some_actions
+from tests.engine.test_graph import assert_same_state, loaded, read, some_actions
 from tests.tiny import tiny_model
 from wm_gym.nn.state import ModelState
 from wm_gym.world_model import WorldModel, feedback_level

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tests.toy_env import ENV_ID
-from training.policies import make_policy
-from training.recording import make_env, policy_seed, record_episode
-from training.store import Episode, EpisodeStore, EpisodeWriter, StoreHeader, create_store
+from training.recording.config import make_env, policy_seed, record_episode
+from training.recording.policies import make_policy
+from training.store.episode_store import Episode, EpisodeStore, EpisodeWriter, StoreHeader, create_store
 
 TOY_ENV = f"tests.toy_env:{ENV_ID}"
 

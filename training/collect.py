@@ -23,13 +23,13 @@ from typing import Annotated, Literal, NoReturn
 import tyro
 from tqdm import tqdm
 
-from training.policies import make_policy
-from training.provenance import package_versions
-from training.ray_backend import collect_on_cluster
-from training.recorder import record_seeds
-from training.recording import FrameSource, RecordingOptions, make_env, recorded_action_space
-from training.schedule import Claims, Schedule
-from training.store import EpisodeStore, EpisodeWriter, StoreHeader, check_seed, create_store
+from training.recording.config import FrameSource, RecordingOptions, make_env, recorded_action_space
+from training.recording.policies import make_policy
+from training.recording.ray_backend import collect_on_cluster
+from training.recording.recorder import record_seeds
+from training.recording.schedule import Claims, Schedule
+from training.store.episode_store import EpisodeStore, EpisodeWriter, StoreHeader, check_seed, create_store
+from wm_gym.provenance import package_versions
 
 # Workers fill the cores, so that none of them may start threads of its own.
 SINGLE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -49,7 +49,7 @@ class CollectConfig:
     """Stops when the episodes of seeds seed, seed + 1, ... have this many frames together."""
     policy: str = "navigator"
     """navigator, restless, random, sticky, backtrack-N, mixed, or PACKAGE.MODULE:FUNCTION, called as
-    function(env, seed): see training/policies.py."""
+    function(env, seed): see training/recording/policies.py."""
     recording: Annotated[RecordingOptions, tyro.conf.arg(name="")] = field(default_factory=RecordingOptions)
     """Which image is recorded, and of which size."""
     workers: int = 1

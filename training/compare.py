@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from training.store import SPLITS, EpisodeStore, open_store
+from training.store.episode_store import SPLITS, EpisodeStore, open_store
 from wm_gym.comparison.command import run_compare
 from wm_gym.comparison.config import CompareConfig
 from wm_gym.comparison.recorded import RecordedEpisode

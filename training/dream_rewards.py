@@ -20,11 +20,11 @@ import tyro
 from tqdm import tqdm
 
 from training.make_clips import moments_before_rewards, steps_to_reward
-from training.store import EpisodeStore, open_store
+from training.store.episode_store import EpisodeStore, open_store
 from wm_gym.checkpoint import resolve_device
+from wm_gym.engine.graph import StepGraph
 from wm_gym.files import write_json
 from wm_gym.provenance import command_arguments, provenance
-from wm_gym.step_graph import StepGraph
 from wm_gym.world_model import WorldModel
 
 THRESHOLDS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9)

@@ -23,19 +23,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.baselines import model_type
-from training.pose_input import Conditioning, needs_poses
-from training.provenance import provenance
-from training.recall.measure import Recall, measure_recall, print_recall
-from training.recall.options import RecallOptions
-from training.recall.pictures import write_plots, write_strips
-from training.recall.walks import recorded_walks, reversed_walks
-from training.reward_head import head_figures, on_device, row_batches
-from training.rollouts import Rollouts, check_held_out, read_rollouts, record_rollouts
+from training.data.pose_input import Conditioning, needs_poses
+from training.evaluation.measure import Recall, measure_recall, print_recall
+from training.evaluation.options import RecallOptions
+from training.evaluation.pictures import write_plots, write_strips
+from training.evaluation.reward_head import head_figures, on_device, row_batches
+from training.evaluation.walks import recorded_walks, reversed_walks
+from training.recording.rollouts import Rollouts, check_held_out, read_rollouts, record_rollouts
 from wm_gym.checkpoint import Checkpoint, load_checkpoint, resolve_device
 from wm_gym.codec import model_to_frames
 from wm_gym.comparison.metrics import psnr
 from wm_gym.files import write_json
 from wm_gym.film import Film, write_strip
+from wm_gym.provenance import provenance
 from wm_gym.world_model import WorldModel
 
 
@@ -314,7 +314,7 @@ def write_recall(recall: Recall, arguments: Arguments) -> None:
         )
         write_plots(arguments.out.with_suffix(".png"), recall.record)
     except ImportError as error:
-        print(f"{error} The figures are in {arguments.out}; `python -m training.recall.pictures` draws them later.")
+        print(f"{error} The figures are in {arguments.out}; `python -m training.evaluation.pictures` draws them later.")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ import tyro
 from tqdm import trange
 
 import wm_gym
-from training.policies import make_policy
-from training.store import EpisodeStore, open_store
+from training.recording.policies import make_policy
+from training.store.episode_store import EpisodeStore, open_store
 
 
 @dataclass(frozen=True)

@@ -23,20 +23,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.baselines import model_type
+from training.data.pose_input import Conditioning, model_poses, needs_poses
 from training.evaluate import parse_seeds
-from training.pose_input import Conditioning, model_poses, needs_poses
-from training.provenance import provenance, seed_ranges
-from training.recall.figures import listed
-from training.recall.intervals import Bootstrap, Estimate
-from training.recall.moments import read_moments
-from training.recall.probe_model import ProbeData, ProbeTraining, predict, train_probe
-from training.recall.readouts import Around, Reading, Readout, reading_of
-from training.recall.surroundings import maze_of
-from training.recall.walks import SPLIT, recorded_walks
-from training.rollouts import check_held_out
-from training.store import open_store
+from training.evaluation.figures import listed
+from training.evaluation.intervals import Bootstrap, Estimate
+from training.evaluation.walks import SPLIT, recorded_walks
+from training.probes.maze_labels import maze_of
+from training.probes.probe_model import ProbeData, ProbeTraining, predict, train_probe
+from training.probes.readouts import Around, Reading, Readout, reading_of
+from training.probes.samples import read_moments
+from training.recording.rollouts import check_held_out
+from training.store.episode_store import open_store
 from wm_gym.checkpoint import load_checkpoint, resolve_device
 from wm_gym.files import write_json
+from wm_gym.provenance import provenance, seed_ranges
 from wm_gym.world_model import WorldModel, WorldModelConfig
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from training.losses import LossConfig
+from training.objective.config import LossConfig
+from training.objective.options import Options
 from wm_gym.world_model import WorldModelConfig
 
 
@@ -19,7 +20,7 @@ class Stage:
     length: int  # frames of a segment
     batch_size: int  # segments per process and step
     fraction: float  # of the whole run; the fractions of all stages add up to 1
-    self_context: float = 0.0  # see training.losses.world_model_loss
+    self_context: float = 0.0  # see training.objective.diffusion_forcing.world_model_loss
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,7 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
     clip_norm: float = 1.0
-    carried_frames: int = 0  # no gradient passes further back than parts of so many frames (training.carried); 0: off
-    state_reconstruction: float = 0.0  # weight of asking the state after each part for an earlier frame
-    attention_drop: float = 0.0  # of layers and sequences: trained without local attention (training.stochastic_depth)
-    memory_replay: float = 0.0  # of each batch: segments of the last steps, drawn again by loss (training.replay)
-    replay_segments: int = 1024  # how many of them each process remembers
+    options: Options = field(default_factory=Options)  # all off by default; see training.objective.options
     ema_decay: float = 0.999
     checkpoint_layers: bool = (
         False  # recompute layers in the backward pass: a third more time, a fraction of the memory
@@ -70,32 +67,12 @@ class Recipe:
                 raise ValueError(
                     f"A stage needs length >= 2, batch_size >= 1, fraction > 0 and self_context in [0, 1], got {stage}."
                 )
-        if not 0 <= self.attention_drop < 1:
-            raise ValueError(f"attention_drop must be at least 0 and below 1, got {self.attention_drop}.")
-        if self.carried_frames < 0 or self.state_reconstruction < 0:
-            raise ValueError(
-                "carried_frames and state_reconstruction must not be negative, got "
-                f"{self.carried_frames} and {self.state_reconstruction}."
-            )
-        if self.state_reconstruction > 0 and not self.carried_frames:
-            raise ValueError("state_reconstruction asks states at the end of parts; set carried_frames, such as to 64.")
-        self._check_replay()
+        self.options.check({stage.batch_size for stage in self.stages})
         if self.steps < 1 or self.log_steps < 1 or self.num_checkpoints < 1:
             raise ValueError(
                 "steps, log_steps and num_checkpoints must be at least 1, got "
                 f"{self.steps}, {self.log_steps} and {self.num_checkpoints}."
             )
-
-    def _check_replay(self) -> None:
-        if not 0 <= self.memory_replay < 1:
-            raise ValueError(f"memory_replay must be at least 0 and below 1, got {self.memory_replay}.")
-        for size in {stage.batch_size for stage in self.stages} if self.memory_replay else ():
-            if not 0 < round(self.memory_replay * size) < size <= self.replay_segments:
-                raise ValueError(
-                    f"memory_replay {self.memory_replay} of a batch of {size} is {round(self.memory_replay * size)} "
-                    f"segments, of {self.replay_segments} that are remembered; it takes at least one, some new ones "
-                    "beside it, and replay_segments of a batch or more."
-                )
 
     def progress(self, step: int, elapsed_minutes: float) -> float:
         by_clock = elapsed_minutes / self.max_minutes if self.max_minutes > 0 else 0.0
@@ -143,7 +120,7 @@ def memory_maze_9x9_continued() -> Recipe:
     """Goes on from a checkpoint of `memory_maze_9x9` (``--init``), on long segments and on its own frames.
 
     The first checkpoint: 790 steps of `memory_maze_9x9`, 6.85 minutes of this, 4 H200s, 42.6M frames: 24.26 dB over 20
-    dreamed frames in held-out mazes (docs/results/first_checkpoint.json).
+    dreamed frames in held-out mazes (docs/LOG.md).
     """
     return dataclasses.replace(
         memory_maze_9x9(),
@@ -160,7 +137,7 @@ def memory_maze_9x9_pose() -> Recipe:
     """The checkpoint that recalls: conditioned on planar poses, half of its sequences turn round.
 
     Poses are what a memory is asked by: first the network learns to find what it saw at a pose, then to go on from it.
-    Without poses an odometry (`training.odometry`) tells them from the actions.
+    Without poses an odometry (`training.odometry.__main__`) tells them from the actions.
     """
     recipe = memory_maze_9x9()
     return dataclasses.replace(

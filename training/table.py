@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import tyro
 
-from training.provenance import provenance, seed_ranges
-from training.recall.intervals import Bootstrap
-from training.recall.paper import LABELS, OURS, SOURCE, paper_figures
-from training.recall.pictures import write_row_plot
-from training.rows import ROWS
+from training.baselines.recipes import ROWS
+from training.evaluation.intervals import Bootstrap
+from training.evaluation.paper import LABELS, OURS, SOURCE, paper_figures
+from training.evaluation.pictures import write_row_plot
 from wm_gym.files import write_json
+from wm_gym.provenance import provenance, seed_ranges
 
 Record = dict[str, Any]
 METRICS = ("psnr", "ssim", "lpips")

@@ -11,6 +11,7 @@ import dataclasses
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -21,20 +22,15 @@ import torch
 import tyro
 
 from training.baselines import build_model
-from training.dataset import Batch, EpisodeDataset
-from training.distributed import Processes, start_processes
-from training.ema import ExponentialMovingAverage
-from training.initialisation import set_memory_length
-from training.loader import BatchLoader, open_dataset
-from training.loss_weights import LearnedWeights
-from training.losses import ClassWeights, class_weights
-from training.recipes import RECIPES, Recipe, Stage
-from training.replay import Origin, SegmentReplay
-from training.rows import ROWS, make_recipe
-from training.run_log import RunLog
-from training.run_state import RunState, checkpoints, load_data_seeds, load_run_state, save_run_state
-from training.store import open_store
-from training.trainer import (
+from training.baselines.recipes import ROWS, make_recipe
+from training.data.dataset import EpisodeDataset
+from training.data.loader import BatchLoader, open_dataset
+from training.loop.distributed import Processes, start_processes
+from training.loop.ema import ExponentialMovingAverage
+from training.loop.initialisation import set_memory_length
+from training.loop.run_log import RunLog
+from training.loop.run_state import RunState, checkpoints, load_data_seeds, load_run_state, save_run_state
+from training.loop.step import (
     MetricSums,
     export_model,
     load_initial_weights,
@@ -43,6 +39,11 @@ from training.trainer import (
     prepare_gpu,
     train_step,
 )
+from training.objective.diffusion_forcing import ClassWeights, class_weights
+from training.objective.options import EARLIER_FLAGS
+from training.objective.options.hooks import OptionContext
+from training.recipes import RECIPES, Recipe, Stage
+from training.store.episode_store import open_store
 
 # Fields of a recipe that may change when a run goes on: they decide what is written and when, not what is computed.
 FREE_FIELDS = (
@@ -60,7 +61,7 @@ AGREEMENT_STEPS = 10
 @dataclass(frozen=True)
 class Arguments:
     """Trains a world model on a store of episodes. `--recipe NAME` chooses the defaults of the `--recipe.…` fields; for
-    a row of the comparison (training.rows.ROWS) `--base NAME` is the recipe that it changes."""
+    a row of the comparison (training.baselines.recipes.ROWS) `--base NAME` is the recipe that it changes."""
 
     data: Path  # store written by training.collect
     out: Path  # folder of the run; an existing run goes on
@@ -81,10 +82,22 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     names = argparse.ArgumentParser(prog="python -m training.train", add_help=False, allow_abbrev=False)
     names.add_argument("--recipe", choices=sorted([*RECIPES, *ROWS]), required=True)
     names.add_argument("--base", choices=sorted(RECIPES), default="")
-    chosen, rest = names.parse_known_args(argv)
+    chosen, rest = names.parse_known_args(with_flags_of_now(argv))
     recipe = make_recipe(chosen.recipe, chosen.base)
     default: Any = Arguments(tyro.MISSING, tyro.MISSING, recipe, recipe_name=chosen.recipe)
     return tyro.cli(Arguments, args=rest, default=default, prog="python -m training.train", description=__doc__)
+
+
+def with_flags_of_now(argv: Sequence[str]) -> list[str]:
+    """Replaces earlier names of flags, each with a DeprecationWarning."""
+    renamed = []
+    for word in argv:
+        flag, separator, value = word.partition("=")
+        now = EARLIER_FLAGS.get(flag.replace("_", "-"), flag)
+        if now != flag:
+            warnings.warn(f"{flag} is now {now}; the earlier name goes with the next release.", DeprecationWarning, 2)
+        renamed.append(now + separator + value)
+    return renamed
 
 
 def train(arguments: Arguments) -> Path:
@@ -145,8 +158,8 @@ def train(arguments: Arguments) -> Path:
                 last_stage = stage
                 learning_rate = recipe.learning_rate_at(state.step, progress)
                 with telling_what_to_lower(state.step, recipe, stage):
-                    batch, origin = next_batch(loader, state, stage)
-                    metrics = train_step(state, batch, recipe, stage, weights, learning_rate, processes, origin)
+                    batch = state.options.batch(loader, state.step, stage.batch_size, stage.length)
+                    metrics = train_step(state, batch, recipe, stage, weights, learning_rate, processes)
                 sums.add(metrics, state.step)
                 log.advance(stage.batch_size * stage.length * processes.num_processes)
                 if state.step % recipe.log_steps == 0:
@@ -196,13 +209,6 @@ def open_loader(arguments: Arguments, processes: Processes, latest: Path | None)
     return BatchLoader(dataset, processes.device, recipe.seed, processes.rank, recipe.reward_window_fraction)
 
 
-def next_batch(loader: BatchLoader, state: RunState, stage: Stage) -> tuple[Batch, Origin | None]:
-    """The batch of the step to come; with memory replay also where it comes from."""
-    if state.replay is None:
-        return loader.batch(state.step, stage.batch_size, stage.length), None
-    return state.replay.batch(loader, state.step, stage.batch_size, stage.length, state.noise_generator)
-
-
 def loss_weights(dataset: EpisodeDataset, recipe: Recipe, device: torch.device) -> ClassWeights:
     """Of the episodes that are loaded, so that a run that goes on has the same."""
     weights = class_weights(dataset.rewards, dataset.terminations, recipe.model.reward_values, recipe.loss)
@@ -224,20 +230,17 @@ def new_state(arguments: Arguments, dataset: EpisodeDataset, processes: Processe
     if processes.device.type == "cuda":
         prepare_gpu(model, arguments.compile)
     stream = recipe.seed * 1_000_003 + processes.rank
-    learned = replay = None
-    if recipe.loss.learned_weights:
-        has_rewards = bool((dataset.rewards != dataset.rewards[0]).any())
-        learned = LearnedWeights(recipe.loss, has_rewards, bool(dataset.terminations.any())).to(processes.device)
-    if recipe.memory_replay > 0:
-        replay = SegmentReplay(recipe.replay_segments, recipe.memory_replay, processes.device)
+    generator = torch.Generator(processes.device).manual_seed(2 * stream + 1)
+    has_rewards = bool((dataset.rewards != dataset.rewards[0]).any())
+    has_terminations = bool(dataset.terminations.any())
+    options = recipe.options.build(OptionContext(model, generator, recipe.loss, has_rewards, has_terminations))
     return RunState(
         model=model,
         ema=ExponentialMovingAverage(dict(model.named_parameters()), recipe.ema_decay),
-        optimizer=make_optimizer(model, recipe, processes.device, learned),
-        noise_generator=torch.Generator(processes.device).manual_seed(2 * stream + 1),
+        optimizer=make_optimizer(model, recipe, processes.device, options),
+        noise_generator=generator,
         data_seeds=dataset.seeds,
-        loss_weights=learned,
-        replay=replay,
+        options=options,
     )
 
 

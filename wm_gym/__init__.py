@@ -3,7 +3,7 @@
 Importing the package registers the environments; their modules, and MuJoCo with them, are loaded by `gym.make`:
 
 - "LSSVWM-MemoryMaze-v0", the dream (`wm_gym.envs.world_model`); also with `gym.make_vec`.
-- "wm_gym/MemoryMaze-{9x9,11x11,13x13,15x15}-v0", the real Memory Maze (`wm_gym.envs.memory_maze`); likewise.
+- "wm_gym/MemoryMaze-{9x9,11x11,13x13,15x15}-v0", the real Memory Maze (`wm_gym.envs.memory_maze.env`); likewise.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import gymnasium as gym
 from wm_gym.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from wm_gym.comparison import CompareConfig, Comparison, compare
 from wm_gym.contexts import Clips, Context, load_clips, save_clips
+from wm_gym.moved import accept_old_names
 from wm_gym.world_model import ModelState, Prediction, WorldModel, WorldModelConfig
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "save_clips",
 ]
 
+accept_old_names()
 gym.register(
     "LSSVWM-MemoryMaze-v0",
     entry_point="wm_gym.envs.world_model:WorldModelEnv",
@@ -40,8 +42,8 @@ gym.register(
 for _size, _steps in {"9x9": 1000, "11x11": 2000, "13x13": 3000, "15x15": 4000}.items():
     gym.register(
         f"wm_gym/MemoryMaze-{_size}-v0",
-        entry_point="wm_gym.envs.memory_maze:MemoryMazeEnv",
-        vector_entry_point="wm_gym.envs.memory_maze_vector:MemoryMazeVectorEnv",
+        entry_point="wm_gym.envs.memory_maze.env:MemoryMazeEnv",
+        vector_entry_point="wm_gym.envs.memory_maze.vector:MemoryMazeVectorEnv",
         max_episode_steps=_steps,
         kwargs={"size": _size},
     )

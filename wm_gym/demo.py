@@ -17,7 +17,7 @@ from wm_gym.contexts import load_clips
 from wm_gym.files import write_json
 from wm_gym.film import Film, strip_steps, video_frames, write_strip, write_video
 from wm_gym.machine import hardware, versions
-from wm_gym.policies import make_policy
+from wm_gym.policies.base import make_policy
 
 DREAM_ID = "LSSVWM-MemoryMaze-v0"
 REAL_ID = "wm_gym/MemoryMaze-9x9-v0"

@@ -31,8 +31,8 @@ from wm_gym.flow import euler_update, linear_schedule
 from wm_gym.nn.backbone import Backbone, Output
 from wm_gym.nn.checks import check_actions, check_frames, check_model_frame, check_pose
 from wm_gym.nn.config import WorldModelConfig
-from wm_gym.nn.odometry import Odometry
 from wm_gym.nn.state import LayerState, ModelState, PendingFrame
+from wm_gym.odometry.visual import Odometry
 
 __all__ = ["ModelState", "Output", "Prediction", "WorldModel", "WorldModelConfig", "feedback_level"]
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -15,12 +14,12 @@ import pytest
 pytest.importorskip("stable_baselines3")
 
 from agents.dyna import DynaConfig, Stage, _lock, describe, main, run, stages
-from agents.dyna_policy import VARIABLE, act
-from agents.episodes import play
+from agents.learning.config import PRESETS, PpoConfig
+from agents.learning.dyna_policy import VARIABLE, act
 from agents.ppo import train
-from agents.ppo_config import PRESETS, PpoConfig
+from agents.scoring.episodes import play
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 LINE_ID = "examples.agent_in_a_dream:Line-v0"
 TOY_ID = "tests.toy_env:tests/ToyMaze-v0"
 NAMES = ["collect", "model", "clips", "agent", "score", "rewards"]
@@ -201,7 +200,7 @@ def test_an_agent_goes_on_from_another_run(tmp_path, tiny_kwargs):
         )
 
     train(agent("first"))
-    from agents.policies import load_ppo
+    from agents.policies.loading import load_ppo
 
     spaces = gym.make(TOY_ID).observation_space, gym.make(TOY_ID).action_space
     weights = {}

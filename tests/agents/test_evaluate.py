@@ -11,10 +11,10 @@ pytest.importorskip("stable_baselines3")
 from stable_baselines3 import PPO
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
-from agents.episodes import play
 from agents.evaluate import EvaluateConfig, describe, evaluate
-from agents.policies import SampledPolicy, policy_maker
-from agents.results import gap, interval95
+from agents.policies.loading import SampledPolicy, policy_maker
+from agents.scoring.episodes import play
+from agents.scoring.results import gap, interval95
 
 TOY_ID = "tests.toy_env:tests/ToyMaze-v0"
 
@@ -69,7 +69,7 @@ def test_a_second_call_plays_only_what_is_missing(tmp_path, monkeypatch):
         played.append(seed)
         return play(env, make, seed)
 
-    monkeypatch.setattr("agents.episodes.play", counted)
+    monkeypatch.setattr("agents.scoring.episodes.play", counted)
     assert evaluate(config(tmp_path))["results"] == whole["results"]
     assert played == [7_000_002, 7_000_003]
     assert evaluate(config(tmp_path))["results"] == whole["results"] and len(played) == 2
@@ -81,7 +81,7 @@ def test_results_survive_a_crash_in_the_middle(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return play(env, make, seed)
 
-    monkeypatch.setattr("agents.episodes.play", crash)
+    monkeypatch.setattr("agents.scoring.episodes.play", crash)
     with pytest.raises(KeyboardInterrupt):
         evaluate(config(tmp_path))
     kept = json.loads((tmp_path / "e.json").read_text())["results"]["policy"]

@@ -4,13 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import gymnasium as gym
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-ROOT = Path(__file__).parents[2]
+from tests.paths import ROOT
 
 
 def test_its_world_is_a_gymnasium_environment():

@@ -9,16 +9,16 @@ import torch
 
 pytest.importorskip("stable_baselines3")
 
-from agents.environments import EnvSpec, MemorySpec
-from agents.episodes import EpisodePool, play
-from agents.mcts import make_search
-from agents.planner import make_planner
+from agents.environments.settings import EnvSpec, MemorySpec
+from agents.learning.config import PRESETS, PpoConfig
+from agents.planners.mcts import make_search
+from agents.planners.rollouts import make_rollouts
+from agents.planners.shooting import make_planner
 from agents.ppo import train
-from agents.ppo_config import PRESETS, PpoConfig
 from agents.reward_check import RewardCheckConfig, check_rewards
-from agents.rollout_planner import make_rollouts
+from agents.scoring.episodes import EpisodePool, play
 from tests.agents.toy_batch import BATCH_ID
-from wm_gym.memory_feature import MemoryKind
+from wm_gym.wrappers.features import MemoryKind
 
 TOY_ID = "tests.toy_env:tests/ToyMaze-v0"
 pytestmark = [

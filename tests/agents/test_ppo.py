@@ -12,13 +12,13 @@ pytest.importorskip("stable_baselines3")
 
 from stable_baselines3 import PPO
 
-from agents.device_ppo import DevicePPO
 from agents.evaluate import EvaluateConfig, evaluate
-from agents.learning_curves import read_learning
-from agents.networks import ImageAndMemory
+from agents.learning.config import PRESETS, PpoConfig, make_specs, parse_arguments
+from agents.learning.device_ppo import DevicePPO
+from agents.learning.networks import ImageAndMemory
+from agents.learning.real_score import read_scores
 from agents.ppo import main, train
-from agents.ppo_config import PRESETS, PpoConfig, make_specs, parse_arguments
-from agents.real_score import read_scores
+from agents.scoring.learning_curves import read_learning
 
 DREAM_ID = "LSSVWM-MemoryMaze-v0"
 TOY_ID = "tests.toy_env:tests/ToyMaze-v0"
@@ -143,7 +143,7 @@ def test_a_killed_run_keeps_its_newest_model(tmp_path, tiny_kwargs, monkeypatch)
     def killed(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("agents.real_score.RealScore._score", killed)
+    monkeypatch.setattr("agents.learning.real_score.RealScore._score", killed)
     with pytest.raises(KeyboardInterrupt):
         train(run)
     monkeypatch.undo()
@@ -178,7 +178,7 @@ def test_training_stops_early_when_reality_gets_no_better(tmp_path, tiny_kwargs,
         value = next(returns)
         return iter([(policy, {"seed": seed, "return": value, "length": 5}) for policy, seed in jobs])
 
-    monkeypatch.setattr("agents.real_score.EpisodePool.play", play)
+    monkeypatch.setattr("agents.learning.real_score.EpisodePool.play", play)
     run = config(tmp_path, tiny_kwargs, patience=2, total_timesteps=1000)
     scores = train(run)["seed_0"]
     assert [one["real_return"] for one in scores] == [1, 3, 2, 3] and scores[-1]["stopped"]
@@ -232,7 +232,7 @@ def test_an_agent_goes_on_with_a_map_of_which_it_knows_nothing_yet(tmp_path, map
     seen = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DevicePPO, "learn", lambda model, *arguments, **kwargs: seen.append(model))
-        patch.setattr("agents.real_score.RealScore._score", lambda *arguments: None)
+        patch.setattr("agents.learning.real_score.RealScore._score", lambda *arguments: None)
         train(with_map)
     policy, image = seen[0].policy, torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
     given = {"image": image, "memory": 10 * torch.randn(5, 4, 21, 21)}

@@ -7,15 +7,15 @@ import pytest
 
 pytest.importorskip("stable_baselines3")
 
-from agents.dream_rows import Dreamed, DreamRows, Episode
-from agents.environments import EnvSpec, MemorySpec
-from agents.policies import policy_maker
+from agents.environments.settings import EnvSpec, MemorySpec
+from agents.learning.config import PRESETS, PpoConfig
+from agents.policies.loading import policy_maker
 from agents.ppo import train
-from agents.ppo_config import PRESETS, PpoConfig
-from agents.real_episodes import real_episodes
 from agents.reward_check import RewardCheckConfig, check_rewards, describe, main
+from agents.scoring.dreamed_episodes import Dreamed, DreamRows, Episode
+from agents.scoring.real_episodes import real_episodes
 from tests.tiny import save_tiny_checkpoint, tiny_model
-from wm_gym.wrappers import MemoryObservation
+from wm_gym.wrappers.memory import MemoryObservation
 
 DREAM_ID = "LSSVWM-MemoryMaze-v0"
 LINE_ID = "examples.agent_in_a_dream:Line-v0"

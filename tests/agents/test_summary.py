@@ -7,8 +7,8 @@ pytest.importorskip("tensorboard")
 
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.learning_curves import MOST_POINTS, between_scores, read_learning, reward_per_step, write_curves
-from agents.results import interval95
+from agents.scoring.learning_curves import MOST_POINTS, between_scores, read_learning, reward_per_step, write_curves
+from agents.scoring.results import interval95
 from agents.summary import SummaryConfig, describe, main, summarize
 from tests.agents.test_evaluate import TOY_ID
 from wm_gym.files import write_json

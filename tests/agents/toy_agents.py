@@ -7,9 +7,9 @@ from typing import Any
 import gymnasium as gym
 import torch
 
+from agents.learning.config import PRESETS, PpoConfig
 from agents.ppo import train
-from agents.ppo_config import PRESETS, PpoConfig
-from wm_gym.wrappers import FrameReader
+from wm_gym.wrappers.memory import FrameReader
 
 TOY_ID = "tests.toy_env:tests/ToyMaze-v0"
 

@@ -7,7 +7,7 @@ import wm_gym
 from wm_gym.cli import main
 from wm_gym.comparison.config import CompareConfig, parse_seeds
 from wm_gym.comparison.identity import CheckpointIdentity
-from wm_gym.comparison.words import Subject, command
+from wm_gym.comparison.report_text import Subject, command
 
 
 def test_compare_is_a_function_of_the_package():

@@ -20,7 +20,7 @@ from tests.tiny import (
     tiny_model,
 )
 from wm_gym.codec import model_to_frames
-from wm_gym.envs.rewards import rewards_above
+from wm_gym.envs.dream.rewards import rewards_above
 from wm_gym.envs.world_model import WorldModelEnv
 from wm_gym.ops.step import frame_noise
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.step_cases import (
+from training.benchmarks.step_cases import (
     Draw,
     adaln_case,
     attention_case,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from training.step_cases import Draw, adaln_case, attention_case, clone, scan_case
+from training.benchmarks.step_cases import Draw, adaln_case, attention_case, clone, scan_case
 from wm_gym.nn.block_scan import BlockScan
 from wm_gym.nn.config import WorldModelConfig
 from wm_gym.nn.layers import modulate

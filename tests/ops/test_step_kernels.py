@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from training.step_cases import Draw, adaln_case, attention_case, odometry_case, scan_case
+from training.benchmarks.step_cases import Draw, adaln_case, attention_case, odometry_case, scan_case
 
 pytest.importorskip("triton", reason="Triton is not installed")
 PARITY = Path(__file__).with_name("kernel_parity.py")

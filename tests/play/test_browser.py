@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.play.serving import CONTEXT_FRAMES, Served, serving, tiny_play
-from training.store import open_store
-from training.store_cli import main as store_command
+from training.store.__main__ import main as store_command
+from training.store.episode_store import open_store
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the extra dev, with Playwright, is not installed")
 CHROMIUM = shutil.which("chromium")

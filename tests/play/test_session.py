@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from tests.play.serving import CONTEXT_FRAMES, TOY_ID, tiny_play
-from training.store import open_store
-from training.store_cli import main as store_command
+from training.store.__main__ import main as store_command
+from training.store.episode_store import open_store
 from wm_gym.play.command import Play, Troupe
 from wm_gym.play.session import MAX_MOMENTS, Picture, Session
 

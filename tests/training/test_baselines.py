@@ -15,8 +15,8 @@ from training.baselines import Architecture, BaselineConfig, BaselineModel, buil
 from training.baselines.attention import attention_with_log_sum, cached_attention
 from training.baselines.mamba_modules import with_mamba_modules
 from training.baselines.model import num_parameters
+from training.baselines.recipes import ROWS, make_recipe
 from training.recipes import RECIPES, Recipe, Stage
-from training.rows import ROWS, make_recipe
 from training.train import parse_arguments, train
 from wm_gym.checkpoint import load_checkpoint
 from wm_gym.codec import frames_to_model

@@ -12,16 +12,16 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from tests.paths import ROOT
 from tests.toy_env import ToyMazeEnv
 from tests.toy_store import TOY_ENV, make_toy_store, toy_episode
 from training import collect as collect_module
 from training.collect import CollectConfig, collect
-from training.recorder import record_seeds
-from training.schedule import Schedule
-from training.store import EpisodeStore, open_store
-from training.store_tools import differing_part
+from training.recording.recorder import record_seeds
+from training.recording.schedule import Schedule
+from training.store.episode_store import EpisodeStore, open_store
+from training.store.tools import differing_part
 
-ROOT = Path(__file__).parents[2]
 DYING_ENV = "tests.training.test_collect:tests/Dying-v0"
 
 

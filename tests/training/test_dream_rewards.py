@@ -5,7 +5,7 @@ import torch
 from tests.tiny import save_tiny_checkpoint, tiny_model
 from tests.toy_store import make_toy_store
 from training.dream_rewards import DreamRewardsConfig, draw_moments, dream, recall_by_distance, run, threshold_figures
-from training.store import open_store
+from training.store.episode_store import open_store
 from wm_gym.ops.step import frame_noise
 
 

@@ -12,13 +12,12 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from examples.own_environment import ENV_ID
-from training.episode import Episode
+from tests.paths import ROOT
 from training.make_clips import clips_from_store
-from training.policies import make_policy
-from training.recording import record_episode
-from training.store import open_store
-
-ROOT = Path(__file__).parents[2]
+from training.recording.config import record_episode
+from training.recording.policies import make_policy
+from training.store.episode import Episode
+from training.store.episode_store import open_store
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

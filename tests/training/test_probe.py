@@ -13,9 +13,9 @@ import torch
 from tests.tiny import save_tiny_checkpoint, tiny_model
 from tests.toy_store import TOY_ENV, toy_episode, toy_header
 from training.probe import constant, main, probe_figures, split_mazes
-from training.recall.memories import Walk, memories_after
-from training.recall.probe_model import ProbeData
-from training.store import EpisodeWriter, create_store
+from training.probes.memories import Walk, memories_after
+from training.probes.probe_model import ProbeData
+from training.store.episode_store import EpisodeWriter, create_store
 
 FIRST = 7_000_000
 SMALL = ["--training.max-epochs", "3", "--training.width", "16", "--radius", "1", "--moments", "2", "--device", "cpu"]

@@ -10,7 +10,7 @@ import pytest
 from tests.toy_store import TOY_ENV, toy_episode
 from training.collect import CollectConfig, collect
 from training.record import RecordEpisodes
-from training.store import FIRST_EVALUATION_SEED, open_store
+from training.store.episode_store import FIRST_EVALUATION_SEED, open_store
 
 STEPS = 40
 

@@ -14,7 +14,7 @@ from tests.tiny import save_tiny_checkpoint, tiny_model
 from tests.toy_store import TOY_ENV, toy_episode, toy_header
 from training.evaluate import main as evaluate
 from training.evaluate import total_frames_seen
-from training.store import EpisodeWriter, create_store
+from training.store.episode_store import EpisodeWriter, create_store
 from training.table import main, make_table, markdown
 
 FIRST = 7_000_000

@@ -20,10 +20,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.tiny import save_tiny_checkpoint, tiny_model
 from tests.toy_store import make_toy_store
-from training import trainer
-from training.dataset import EpisodeDataset
+from training.data.dataset import EpisodeDataset
+from training.loop import step as trainer
+from training.loop.run_state import checkpoints, load_data_seeds
 from training.recipes import Recipe, Stage, memory_maze_9x9, tiny
-from training.run_state import checkpoints, load_data_seeds
 from training.train import main, parse_arguments, train
 from wm_gym.checkpoint import load_checkpoint, save_checkpoint
 from wm_gym.codec import frames_to_model

@@ -1,4 +1,5 @@
-"""Other networks behind the same world model: what ours is compared with. Real and trainable (`training.rows`).
+"""Other networks behind the same world model: what ours is compared with. Real and trainable
+(`training.baselines.recipes`).
 
 They share our embeddings, conditioning, feed-forward part and heads, and differ in how tokens see the past.
 """

@@ -40,7 +40,7 @@ class BaselineBackbone(Backbone):
 
     def __init__(self, config: WorldModelConfig) -> None:
         super().__init__(config)
-        self.use_fused_kernels = False  # they are those of our layers; `training.trainer` compiles these instead
+        self.use_fused_kernels = False  # they are those of our layers; `training.loop.step` compiles these instead
 
     def make_layers(self) -> list[nn.Module]:
         assert isinstance(self.config, BaselineConfig), "a baseline is built from a BaselineConfig"

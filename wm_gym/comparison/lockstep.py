@@ -12,7 +12,7 @@ import numpy as np
 from wm_gym.comparison.record import Record, map_entries
 from wm_gym.comparison.sides import Outcome, Side
 from wm_gym.contexts import Context
-from wm_gym.policies import Policy
+from wm_gym.policies.base import Policy
 
 
 def run_batch(

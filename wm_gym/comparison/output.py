@@ -28,7 +28,7 @@ from wm_gym.comparison.identity import CheckpointIdentity
 from wm_gym.comparison.pictures import Captions, comparison_frame, comparison_frames, film_length, film_of
 from wm_gym.comparison.plots import load_matplotlib, quality_figure, reward_figure, to_svg, write_summary_picture
 from wm_gym.comparison.report import Report, render
-from wm_gym.comparison.words import Subject, cards, chips, command, definitions, notes, portable
+from wm_gym.comparison.report_text import Subject, cards, chips, command, definitions, notes, portable
 from wm_gym.files import atomic_path, write_json
 from wm_gym.film import pillow, strip_steps, write_strip, write_video
 from wm_gym.machine import commit, versions

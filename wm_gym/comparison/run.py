@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from wm_gym.backtrack import Backtracker
 from wm_gym.checkpoint import resolve_device
 from wm_gym.comparison.config import DEFAULT_SEEDS, CompareConfig, parse_seeds
 from wm_gym.comparison.figures import Criteria, EpisodeFigures, episode_figures
@@ -20,6 +19,7 @@ from wm_gym.comparison.lockstep import run_batch
 from wm_gym.comparison.output import check_extras, write_results
 from wm_gym.comparison.record import RecordFolder
 from wm_gym.comparison.recorded import Episodes, RecordedSide, ReplayPolicy
+from wm_gym.comparison.report_text import Subject
 from wm_gym.comparison.sides import (
     Side,
     check_spaces,
@@ -27,11 +27,11 @@ from wm_gym.comparison.sides import (
     make_side,
     parse_kwargs,
 )
-from wm_gym.comparison.words import Subject
 from wm_gym.contexts import Context, load_clips
 from wm_gym.machine import hardware
-from wm_gym.policies import Policy, policy_seed
-from wm_gym.policy_loading import FunctionPolicy, Sb3Policy, load_policy
+from wm_gym.policies.backtrack import Backtracker
+from wm_gym.policies.base import Policy, policy_seed
+from wm_gym.policies.loading import FunctionPolicy, Sb3Policy, load_policy
 
 CPU_BATCH = 1
 GPU_BATCH = 16

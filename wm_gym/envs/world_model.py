@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from wm_gym.contexts import make_context
-from wm_gym.envs.actions import check_actions
-from wm_gym.envs.dream_settings import DreamSettings
-from wm_gym.envs.dreams import Dreams, DreamState
+from wm_gym.engine.memory import StepMemory
+from wm_gym.envs.dream.actions import check_actions
+from wm_gym.envs.dream.dreams import Dreams, DreamState
+from wm_gym.envs.dream.settings import DreamSettings
 from wm_gym.envs.window import Window
-from wm_gym.step_memory import StepMemory
 from wm_gym.world_model import WorldModel
 
 RENDER_MODES = ("rgb_array", "human")

@@ -16,11 +16,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from wm_gym.contexts import Context, make_context
-from wm_gym.envs.actions import DeviceActionCheck, check_actions
-from wm_gym.envs.dream_settings import DreamSettings
-from wm_gym.envs.dreams import Dreams, DreamState, DreamStep
+from wm_gym.engine.memory import StepMemory
+from wm_gym.envs.dream.actions import DeviceActionCheck, check_actions
+from wm_gym.envs.dream.dreams import Dreams, DreamState, DreamStep
+from wm_gym.envs.dream.settings import DreamSettings
 from wm_gym.envs.world_model import check_options
-from wm_gym.step_memory import StepMemory
 from wm_gym.world_model import WorldModel
 
 Seeds = int | Sequence[int | None] | None

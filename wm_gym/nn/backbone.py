@@ -31,7 +31,7 @@ from wm_gym.nn.heads import EventHead, FrameHead, PatchEmbedding
 from wm_gym.nn.layers import Layer, fourier_features
 from wm_gym.nn.local_attention import Rotary
 from wm_gym.nn.map_memory import MapMemory, Places, map_shape
-from wm_gym.nn.pose import PlanarPose
+from wm_gym.nn.pose_embedding import PlanarPose
 from wm_gym.nn.state import LayerState
 from wm_gym.ops import frame_block_mask
 

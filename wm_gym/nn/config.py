@@ -57,7 +57,8 @@ class WorldModelConfig:
             that nothing of them is kept and no error is built upon. 1: all enter; 0: none. Real frames always do.
         odometry: whether the model predicts the pose of the next frame from its action where none is given.
         bearings: whether odometry also tells from single frames where in its cell it is, and at which angle to the
-            walls, which then have to stand on a grid of unit cells, as those of Memory Maze do (`wm_gym.nn.bearings`).
+            walls, which then have to stand on a grid of unit cells, as those of Memory Maze do
+            (`wm_gym.odometry.bearings`).
         reward_values: the rewards that the head tells apart.
     """
 

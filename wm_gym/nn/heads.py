@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from wm_gym.array_typing import Condition, ModelFrames, Poses, RewardLogits, TerminationLogits, Tokens
 from wm_gym.nn.config import WorldModelConfig
 from wm_gym.nn.layers import modulate
-from wm_gym.nn.pose import RayEmbedding
+from wm_gym.nn.pose_embedding import RayEmbedding
 
 
 class FrameHead(nn.Module):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from wm_gym.array_typing import FrameMap, NoiseLevels, Poses, Tokens
 from wm_gym.nn.config import WorldModelConfig
-from wm_gym.nn.pose import FIELD_OF_VIEW, heading_angle
+from wm_gym.nn.pose_embedding import FIELD_OF_VIEW, heading_angle
 
 RAYS = 16  # of a frame, or one for each column of tokens if there are more
 DISTANCES = (0.2, 0.5, 0.8, 1.1, 1.4, 1.7, 2.1, 2.5, 2.9, 3.4, 3.9, 4.5, 5.2, 6.0, 7.0, 8.0)  # of the points, in cells

@@ -19,12 +19,12 @@ import torch
 
 from wm_gym.checkpoint import load_checkpoint
 from wm_gym.play.controls import Controls, controls_for
-from wm_gym.play.passes import SHARP, Passes, choose_passes
+from wm_gym.play.denoising_steps import SHARP, Passes, choose_passes
 from wm_gym.play.protocol import MAX_FPS, MIN_FPS
 from wm_gym.play.session import MAX_MOMENTS, Session
 from wm_gym.play.world import Recorder, World
-from wm_gym.policies import WALKERS
-from wm_gym.policy_loading import load_policy
+from wm_gym.policies.base import WALKERS
+from wm_gym.policies.loading import load_policy
 
 if TYPE_CHECKING:
     from wm_gym.play.server import Stage

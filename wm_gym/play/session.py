@@ -14,7 +14,7 @@ import numpy as np
 
 from wm_gym.comparison.metrics import psnr
 from wm_gym.play.world import Memento, World
-from wm_gym.policies import Navigator, Policy, RandomPolicy
+from wm_gym.policies.base import Navigator, Policy, RandomPolicy
 
 MAX_MOMENTS = 12  # each holds the memory of a dream: 32 MB for the packaged model
 FIRST_HELD_OUT_SEED = 7_000_000  # real episodes from here on are not for training

@@ -1,0 +1,1 @@
+"""Environments as agents meet them, one at a time or many at once."""

@@ -1,0 +1,1 @@
+"""Learning: PPO whose rollouts stay on one device, its settings and its scores in reality."""

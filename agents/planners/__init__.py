@@ -1,0 +1,1 @@
+"""Planners: policies that dream before they act."""

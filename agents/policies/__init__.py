@@ -1,0 +1,1 @@
+"""Policies by name, and trained agents as policies."""

@@ -1,0 +1,1 @@
+"""Scoring: real and dreamed episodes, and the figures that are made of them."""

@@ -1,0 +1,1 @@
+"""Training data: windows of recorded episodes as batches on a device."""

@@ -1,0 +1,1 @@
+"""Training of odometry: python -m training.odometry --help."""

@@ -1,0 +1,1 @@
+"""Probes: small networks that read a maze out of a frozen memory."""

@@ -1,0 +1,1 @@
+"""The engine: one imagined frame for each of many dreams, over memories that are written in place."""

@@ -1,0 +1,1 @@
+"""Dreams in a batch: what the single and the vector environment share."""

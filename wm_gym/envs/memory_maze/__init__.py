@@ -1,0 +1,1 @@
+"""The real Memory Maze as a Gymnasium environment, single and vector."""

@@ -1,0 +1,1 @@
+"""Odometry: where the next frame will be seen from."""
