@@ -50,6 +50,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("training.evaluation",),
     ("training.probes",),
     ("training.odometry",),
+    ("training.staged",),
     (
         "training.collect",
         "training.compare",
@@ -84,7 +85,6 @@ STILL_TO_MEND: frozenset[tuple[str, str]] = frozenset(
         ("wm_gym.ops.triton.odometry_scan", "wm_gym.ops.odometry"),
         ("training.benchmarks.store", "training.collect"),
         ("training.benchmarks.trials.measure", "training.collect"),
-        ("training.benchmarks.trials.measure", "training.train"),
         ("training.dream_rewards", "training.make_clips"),
         ("training.evaluation.walks", "training.collect"),
         ("training.probe", "training.evaluate"),

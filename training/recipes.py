@@ -137,7 +137,7 @@ def memory_maze_9x9_pose() -> Recipe:
     """The checkpoint that recalls: conditioned on planar poses, half of its sequences turn round.
 
     Poses are what a memory is asked by: first the network learns to find what it saw at a pose, then to go on from it.
-    Without poses an odometry (`training.odometry.__main__`) tells them from the actions.
+    Without poses an odometry (`training.odometry`) tells them from the actions.
     """
     recipe = memory_maze_9x9()
     return dataclasses.replace(

@@ -110,6 +110,20 @@ def load_data_seeds(path: Path) -> list[int]:
     return _seeds(_read(path, with_tensors=False)[0])
 
 
+def load_run_progress(path: Path, settings: Mapping[str, Any]) -> tuple[int, float]:
+    """Steps and minutes of the run of this checkpoint.
+
+    Args:
+        settings: those that must be equal, of now; the checkpoint may have more.
+
+    Raises:
+        ValueError: as by `load_run_state`.
+    """
+    header = _read(path, with_tensors=False)[0]
+    _check_settings(path, {name: header["settings"].get(name) for name in settings}, settings)
+    return header["step"], header["elapsed_minutes"]
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints in `folder`, oldest first."""
     return sorted(folder.glob("step_*.safetensors"))

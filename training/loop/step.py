@@ -69,7 +69,7 @@ def load_initial_weights(model: WorldModel, name_or_path: str) -> None:
     How often it takes in its own frames may differ, and whether it is told actions: no weight depends on that. Lines of
     sight (`ray_lines`) that it was not told begin as 0, and so does what is read from a map (`map_size`) that it did
     not have, so that the model starts as the checkpoint was.
-    A checkpoint's odometry is left out where the model has none: `training.odometry.__main__` adds it when all else
+    A checkpoint's odometry is left out where the model has none: `training.odometry` adds it when all else
     is trained.
     """
     checkpoint = load_checkpoint(name_or_path)

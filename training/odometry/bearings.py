@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from training.odometry.learning import WindowSource, minimise
+from training.odometry.progress import PartProgress
 from wm_gym.codec import frames_to_model
 from wm_gym.odometry.bearings import sight_cost
 from wm_gym.odometry.visual import Odometry
@@ -31,8 +32,10 @@ class BearingsTraining:
             )
 
 
-def train_bearings(odometry: Odometry, dataset: WindowSource, training: BearingsTraining) -> int:
-    """Trains in place what tells bearings, and nothing else; returns the number of steps."""
+def train_bearings(
+    odometry: Odometry, dataset: WindowSource, training: BearingsTraining, progress: PartProgress | None = None
+) -> int:
+    """Trains the network of bearings in place, and nothing else; returns the number of steps. See `minimise`."""
     bearings = odometry.bearings
     assert bearings is not None, "the odometry takes no bearings"
     parameters = list(bearings.parameters())
@@ -45,4 +48,4 @@ def train_bearings(odometry: Odometry, dataset: WindowSource, training: Bearings
         sights = bearings(frames_to_model(batch.frames.to(device)))
         return sight_cost(sights, grid_angles(poses), counted_angles(poses))
 
-    return minimise(parameters, loss, training, "training bearings")
+    return minimise(parameters, loss, training, "training bearings", generator, progress)

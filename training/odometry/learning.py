@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from training.data.dataset import Batch
+from training.odometry.progress import PartProgress
 from wm_gym.array_typing import ModelFrames
 from wm_gym.codec import frames_to_model
 from wm_gym.odometry.visual import Odometry
@@ -56,13 +57,18 @@ class WindowSource(Protocol):
 
 
 def train_odometry(
-    odometry: Odometry, dataset: WindowSource, training: OdometryTraining, dreams: WindowSource | None = None
+    odometry: Odometry,
+    dataset: WindowSource,
+    training: OdometryTraining,
+    dreams: WindowSource | None = None,
+    progress: PartProgress | None = None,
 ) -> int:
     """Trains in place and returns the number of steps; a dataset on a GPU must be on the network's.
 
     Args:
         dataset: real walks.
         dreams: walks whose frames were dreamed, each for its true pose.
+        progress: see `minimise`.
     """
     device = next(odometry.parameters()).device
     generator = torch.Generator(device).manual_seed(training.seed)  # on the device, so that nothing waits for it
@@ -74,7 +80,7 @@ def train_odometry(
     def loss() -> Tensor:
         return odometry_loss(odometry, *_windows(sources, training, generator, device), real)
 
-    return minimise(list(odometry.parameters()), loss, training, "training odometry")
+    return minimise(list(odometry.parameters()), loss, training, "training odometry", generator, progress)
 
 
 class Schedule(Protocol):
@@ -89,16 +95,27 @@ class Schedule(Protocol):
 
 
 def minimise(
-    parameters: list[nn.Parameter], loss_of_a_batch: Callable[[], Tensor], training: Schedule, what: str
+    parameters: list[nn.Parameter],
+    loss_of_a_batch: Callable[[], Tensor],
+    training: Schedule,
+    what: str,
+    generator: torch.Generator,
+    progress: PartProgress | None = None,
 ) -> int:
     """Trains parameters in place: AdamW, a short warm-up, then a cosine to 0. Returns the number of steps.
 
     Args:
         what: for the progress bar.
+        generator: that the batches are drawn with.
+        progress: where the training is kept, and from where it goes on; None keeps nothing.
+
+    Raises:
+        ValueError: if what is kept is damaged or of other settings.
     """
     optimizer = torch.optim.AdamW(parameters, training.learning_rate, weight_decay=0.01)
-    begin, step = time.monotonic(), 0
-    with tqdm(total=training.steps, unit="step", desc=what, disable=None) as bar:
+    step, minutes = (0, 0.0) if progress is None else progress.load(parameters, optimizer, generator)
+    begin = time.monotonic() - 60 * minutes
+    with tqdm(total=training.steps, initial=step, unit="step", desc=what, disable=None) as bar:
         while (done := _progress(step, training, begin)) < 1:
             rate = training.learning_rate * min(1, (done + 1 / training.steps) / WARM_UP)
             for group in optimizer.param_groups:
@@ -112,6 +129,11 @@ def minimise(
             bar.update()
             if step % 50 == 0:
                 bar.set_postfix(loss=f"{loss.item():.3f}")
+            if progress is not None and progress.is_due():
+                minutes = (time.monotonic() - begin) / 60
+                progress.save(parameters, optimizer, generator, step, minutes, finished=False)
+    if progress is not None:
+        progress.save(parameters, optimizer, generator, step, (time.monotonic() - begin) / 60, finished=True)
     return step
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.odometry.learning import ERROR_SCALE, minimise, motion_cost, motion_unit
+from training.odometry.progress import PartProgress
 from training.probes.memories import Walk, map_part, memories_after
 from training.recording.rollouts import read_rollouts
 from training.store.episode_store import EpisodeStore, open_store
@@ -170,7 +171,9 @@ def _maps_of(state: ModelState, _rows: Tensor, _length: int) -> tuple[Tensor, ..
     return (state.place_map.half(),)  # half the memory; a cell is read as a mean of what was written
 
 
-def train_by_map(odometry: Odometry, walks: MappedWalks, training: MapTraining) -> int:
+def train_by_map(
+    odometry: Odometry, walks: MappedWalks, training: MapTraining, progress: PartProgress | None = None
+) -> int:
     """Trains what odometry tells from the map, in place, and returns the number of steps. Nothing else changes.
 
     Raises ValueError if the odometry takes bearings and nothing tells where the walls of the walks' mazes are.
@@ -183,7 +186,7 @@ def train_by_map(odometry: Odometry, walks: MappedWalks, training: MapTraining) 
     def loss() -> Tensor:
         return cost(odometry, walks.maps, walks.sample(training, generator), training, generator)
 
-    return minimise(parameters, loss, training, "training odometry by map")
+    return minimise(parameters, loss, training, "training odometry by map", generator, progress)
 
 
 def map_loss(

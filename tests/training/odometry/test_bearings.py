@@ -372,7 +372,7 @@ def test_odometry_without_bearings_replaces_one_that_has_them(store: Path, eyes:
 def test_a_file_of_before_bearings_is_taken_and_gets_some(store: Path, planar: Path, tmp_path: Path) -> None:
     model = tiny_model(**PLANAR, odometry=True)
     source = save_tiny_checkpoint(tmp_path / "in", model)
-    with mock.patch("training.odometry.__main__.load_checkpoint", side_effect=before_bearings):
+    with mock.patch("training.odometry.making.load_checkpoint", side_effect=before_bearings):
         taken = made(["--init", str(source), "--checkpoint", str(source)], tmp_path / "taken")
         options = ["--init", str(source), "--data", str(store), "--training.steps", "0", *QUICK, *BEARINGS]
         got = made(options, tmp_path / "got")

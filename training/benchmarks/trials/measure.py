@@ -19,10 +19,10 @@ from training.evaluation.nearest_view import locate
 from training.evaluation.options import Memory
 from training.evaluation.reward_head import head_figures
 from training.evaluation.walks import recorded_walks
+from training.loop.run import RunArguments, train
 from training.recipes import Recipe
 from training.recording.rollouts import Rollouts
 from training.store.episode import FIRST_EVALUATION_SEED
-from training.train import Arguments, train
 from wm_gym.checkpoint import load_checkpoint
 from wm_gym.comparison.metrics import psnr
 from wm_gym.files import write_json
@@ -64,7 +64,7 @@ def trained(folder: Path, name: str, recipe: Recipe, data: Path) -> Path:
 
     Raises KeyboardInterrupt if the run is stopped now, before its end.
     """
-    path = train(Arguments(data, folder / f"{name}_{recipe.seed}", recipe, device="cpu", recipe_name=name))
+    path = train(RunArguments(data, folder / f"{name}_{recipe.seed}", recipe, device="cpu", recipe_name=name))
     if load_checkpoint(path).metadata["steps"] < recipe.steps:
         raise KeyboardInterrupt
     return path
