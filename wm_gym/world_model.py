@@ -27,7 +27,7 @@ from wm_gym.array_typing import (
 )
 from wm_gym.checkpoint import load_checkpoint, resolve_device
 from wm_gym.codec import frames_to_model, quantize
-from wm_gym.flow import euler_update, linear_schedule
+from wm_gym.flow import euler_update, expand_level, linear_schedule
 from wm_gym.nn.backbone import Backbone, Output
 from wm_gym.nn.checks import check_actions, check_frames, check_model_frame, check_pose
 from wm_gym.nn.config import WorldModelConfig
@@ -256,7 +256,8 @@ class WorldModel(nn.Module):
 
     def _append(self, state: ModelState, fresh: PendingFrame, odometry: OdometryState | None) -> ModelState:
         """Take in T frames, a sequence: all enter memory but the last, which becomes pending, with `odometry`."""
-        sequence = fresh if state.pending is None else state.pending.with_time().followed_by(fresh)
+        state = self._with_new_places(state)
+        sequence = fresh if state.pending is None else self._entering(state, state.pending).followed_by(fresh)
         num_committed = sequence.frame.shape[1] - 1
         layers = state.layers
         if num_committed:
@@ -310,9 +311,10 @@ class WorldModel(nn.Module):
         self, state: ModelState, noisy: PendingFrame, level: NoiseLevel, num_committed: int
     ) -> tuple[Prediction, tuple[LayerState, ...]]:
         """Run the pending frame, if there is one, and then the noisy frame; return what is said of the latter."""
+        state = self._with_new_places(state)
         sequence, levels = noisy.with_time(), level[:, None]
         if state.pending is not None:
-            sequence = state.pending.with_time().followed_by(sequence)
+            sequence = self._entering(state, state.pending).followed_by(sequence)
             levels = torch.stack([self._entering_level(state, state.pending), level], dim=1)
         output, layers = self._run(state, sequence, levels, num_committed)
         reward_logits, termination_logits = output.reward_logits[:, -1], output.termination_logits[:, -1]
@@ -337,6 +339,19 @@ class WorldModel(nn.Module):
                 state.num_committed,
                 num_committed,
             )
+
+    def _with_new_places(self, state: ModelState) -> ModelState:
+        """The state whose map holds what the pending frame, if it was dreamed, shows of unknown places."""
+        if not self.config.write_once or state.pending is None:
+            return state
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
+            layers = self.backbone.filled_map(state.pending, state.layers, state.num_committed, self.config.write_once)
+        return dataclasses.replace(state, layers=layers)
+
+    def _entering(self, state: ModelState, pending: PendingFrame) -> PendingFrame:
+        """The pending frame as a sequence, without the pixels of which memory is to keep nothing."""
+        level = self._entering_level(state, pending)
+        return dataclasses.replace(pending, frame=pending.frame * (1 - expand_level(level, pending.frame))).with_time()
 
     def _entering_level(self, state: ModelState, pending: PendingFrame) -> NoiseLevel:
         """At which the pending frame enters memory, ``[B]``: 0 keeps it, 1 keeps nothing of it."""

@@ -226,11 +226,14 @@ class StepGraph:
         poses = () if memory.pose is None or self._pose is None else (memory.pose, self._pose)
         has_action = torch.stack([memory.has_action, self._has_action], dim=1)
         condition = self._network.embed_actions((memory.action, self._action), has_action, poses)
+        if c.write_once:
+            newest = self._network.embed_actions((memory.action,), memory.has_action[:, None], poses[:1])
+            self._network.fill_in(newest + self._end_levels[0], memory)
         level = memory.dreamed * feedback_level(memory.num_committed, c.feedback_interval, memory.dreamed.device)
         entering = memory.frame * (1 - expand_level(level, memory.frame))
         frames = torch.stack([entering, self._shown(noise, self._first_level)], dim=1)
         levels = F.embedding(F.pad(level[:, None], (0, 1), value=1.0).long(), self._end_levels)
-        output = self._network(frames, condition + levels, memory, 1, poses, level[:, None])
+        output = self._network(frames, condition + levels, memory, 1, poses, level[:, None], noise)
         memory.num_committed += 1
         self.noise_counters += 1
         noisy, none = noise, level[:, None][:, :0]

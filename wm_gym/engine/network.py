@@ -57,6 +57,7 @@ class StepNetwork:
         self._position = _cast(embedding.position.flatten(0, 1) + embedding.proj.bias, dtype)
         self._ray = _frozen(embedding.ray)
         self._map = _map_in(backbone.map_memory, dtype)
+        self._noise = _frozen(backbone.noise)
         self._pixels = _LinearWeights(head.proj, dtype)
         self._events = (_LinearWeights(events.hidden, dtype), _LinearWeights(events.out, dtype))
         c = model.config
@@ -89,6 +90,7 @@ class StepNetwork:
         num_committed: int,
         poses: tuple[Pose, ...] = (),
         levels: NoiseLevels | None = None,
+        noise: ModelFrame | None = None,
     ) -> NetworkOutput:
         """Run F frames of each dream after its memory and say what the last of them is.
 
@@ -98,41 +100,86 @@ class StepNetwork:
             memory: the first ``num_committed`` (0 or 1) frames enter it, but for its counters and its pending frame.
             poses: F times ``[B, P]``, or nothing.
             levels: noise levels of the frames that enter memory, ``[B, num_committed]``, which a map asks for.
+            noise: ``[B, C, H, W]`` where the last frames are nothing but noise; None where they are not.
+        """
+        grid = (*frames.shape[:2], self.config.token_rows, self.config.token_columns, -1)
+        tokens, modulation = self._begin(frames, condition, poses, noise)
+        branch: Tensor | None = None
+        gate: Tensor | None = None
+        for i, own in enumerate(memory.layers):
+            if self._map is not None and own.place_map is not None:
+                tokens, branch, gate = _summed(tokens, branch, gate)
+                assert levels is not None, "a map asks for noise levels"
+                seen_from = Places(levels, torch.stack(poses, dim=1))
+                tokens.add_(self._map.step(tokens.view(grid), seen_from, own.place_map, num_committed).view_as(tokens))
+            branch, gate = self._layer(i, tokens, branch, gate, modulation, memory, num_committed)
+        x = self._adaln(tokens, branch, gate, modulation[-2], modulation[-1])
+        newest = (*frames.shape[:2], self.config.num_tokens, self.config.width)
+        # Contiguous, for a matrix product of strided rows would be one of many small ones.
+        x, tokens = (part.view(newest)[:, -1].contiguous() for part in (x, tokens))
+        return NetworkOutput(self._frame(x), *self._event_logits(tokens))
+
+    def fill_in(self, condition: Tensor, memory: StepMemory) -> None:
+        """Writes the pending frames that were dreamed into the map where it knew nothing: `Backbone.filled_map`.
+
+        Args:
+            condition: of the pending frames without noise, ``[B, 1, condition_width]``.
+            memory: of which only the map changes.
+        """
+        assert self._map is not None and memory.pose is not None and memory.place_map is not None
+        frames = memory.frame[:, None]
+        tokens, modulation = self._begin(frames, condition, (memory.pose,))
+        branch: Tensor | None = None
+        gate: Tensor | None = None
+        for i in range(self.config.map_layer):
+            branch, gate = self._layer(i, tokens, branch, gate, modulation, memory, 0)
+        tokens = _summed(tokens, branch, gate)[0]
+        grid = (len(frames), 1, self.config.token_rows, self.config.token_columns, -1)
+        self._map.fill_in(tokens.view(grid), memory.pose, memory.place_map, memory.dreamed, self.config.write_once)
+
+    def _begin(
+        self, frames: ModelFrames, condition: Tensor, poses: tuple[Pose, ...], noise: ModelFrame | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Tokens ``[B * F, N, D]`` before the first layer, and the modulation of all layers, each ``[B * F, D]``.
+
+        ``noise`` is that of the last frames, if they are nothing else and the model sees it.
         """
         c = self.config
         batch, length = frames.shape[:2]
-        grid = (batch, length, c.token_rows, c.token_columns, -1)
-        heads = (batch, length, c.num_tokens, 3, c.num_attention_heads, c.width // c.num_attention_heads)
-        angles = self._cos[: c.window + length], self._sin[: c.window + length]
-        modulation = F.linear(
-            F.silu(condition).to(self.dtype).flatten(0, 1), self._modulation, self._modulation_bias
-        ).split(c.width, dim=-1)
         tokens = F.linear(patchify(frames.to(self.dtype), c.patch_size), self._embed)
         tokens = tokens.view(batch * length, c.num_tokens, c.width).add_(self._position)
         if self._ray is not None:
             tokens.add_(self._ray(torch.stack(poses, dim=1)).view_as(tokens))
-        branch: Tensor | None = None
-        gate: Tensor | None = None
-        for i, (weights, own) in enumerate(zip(self._layers, memory.layers, strict=True)):
-            if self._map is not None and own.place_map is not None:
-                if branch is not None and gate is not None:
-                    tokens.add_((1 + gate[:, None]) * branch)
-                    branch = gate = None
-                assert levels is not None, "a map asks for noise levels"
-                seen_from = Places(levels, torch.stack(poses, dim=1))
-                tokens.add_(self._map.step(tokens.view(grid), seen_from, own.place_map, num_committed).view_as(tokens))
-            part = modulation[i * _PARTS_PER_LAYER : (i + 1) * _PARTS_PER_LAYER]
-            x = self._adaln(tokens, branch, gate, part[0], part[1])
-            branch = weights.scan(x.view(grid), own, num_committed).view_as(tokens)
-            x = self._adaln(tokens, branch, part[2], part[3], part[4])
-            branch = weights.attend(x, heads, angles, own, memory.num_committed, num_committed).view_as(tokens)
-            x = self._adaln(tokens, branch, part[5], part[6], part[7])
-            branch, gate = weights.feed_forward(x), part[8]
-        x = self._adaln(tokens, branch, gate, modulation[-2], modulation[-1])
-        newest = (batch, length, c.num_tokens, c.width)
-        # Contiguous, for a matrix product of strided rows would be one of many small ones.
-        x, tokens = (part.view(newest)[:, -1].contiguous() for part in (x, tokens))
-        return NetworkOutput(self._frame(x), *self._event_logits(tokens))
+        if self._noise is not None and noise is not None:
+            of_tokens, of_condition = self._noise(noise[:, None])
+            tokens.view(batch, length, c.num_tokens, c.width)[:, -1].add_(of_tokens.flatten(1, 3))
+            condition = torch.cat([condition[:, :-1], condition[:, -1:] + of_condition], dim=1)
+        modulation = F.linear(F.silu(condition).to(self.dtype).flatten(0, 1), self._modulation, self._modulation_bias)
+        return tokens, modulation.split(c.width, dim=-1)
+
+    def _layer(
+        self,
+        index: int,
+        tokens: Tensor,
+        branch: Tensor | None,
+        gate: Tensor | None,
+        modulation: tuple[Tensor, ...],
+        memory: StepMemory,
+        num_committed: int,
+    ) -> tuple[Tensor, Tensor]:
+        """One layer over `tokens`, to which the branch before it is added in place; its last branch and that gate."""
+        c, weights, own = self.config, self._layers[index], memory.layers[index]
+        length = len(tokens) // memory.batch_size
+        grid = (memory.batch_size, length, c.token_rows, c.token_columns, -1)
+        heads = (memory.batch_size, length, c.num_tokens, 3, c.num_attention_heads, c.width // c.num_attention_heads)
+        angles = self._cos[: c.window + length], self._sin[: c.window + length]
+        part = modulation[index * _PARTS_PER_LAYER : (index + 1) * _PARTS_PER_LAYER]
+        x = self._adaln(tokens, branch, gate, part[0], part[1])
+        branch = weights.scan(x.view(grid), own, num_committed).view_as(tokens)
+        x = self._adaln(tokens, branch, part[2], part[3], part[4])
+        branch = weights.attend(x, heads, angles, own, memory.num_committed, num_committed).view_as(tokens)
+        x = self._adaln(tokens, branch, part[5], part[6], part[7])
+        return weights.feed_forward(x), part[8]
 
     def _adaln(
         self, tokens: Tensor, branch: Tensor | None, gate: Tensor | None, shift: Tensor, scale: Tensor
@@ -152,6 +199,13 @@ class StepNetwork:
         x = F.gelu(hidden(F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)))
         logits = out(x.mean(dim=1, dtype=torch.float32).to(self.dtype)).float()
         return logits[:, :-1], logits[:, -1]
+
+
+def _summed(tokens: Tensor, branch: Tensor | None, gate: Tensor | None) -> tuple[Tensor, None, None]:
+    """The tokens with the branch that waited to be added to them, in place."""
+    if branch is not None and gate is not None:
+        tokens.add_((1 + gate[:, None]) * branch)
+    return tokens, None, None
 
 
 class _LinearWeights:

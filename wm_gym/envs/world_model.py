@@ -72,6 +72,9 @@ class WorldModelEnv(gym.Env[np.ndarray, Any]):
             models with odometry, and without `refresh_steps`.
         feedback_interval: every how many frames a dreamed one enters memory, while pure noise at its pose stands for
             the others; 0: none, 1: all; None: as the checkpoint was made (`WorldModelConfig.feedback_interval`).
+        write_once: weight in the map below which a place counts as unknown; dreamed frames are written there, once, so
+            that what was imagined is found again and what was seen is never painted over. 0: never; None: as the
+            checkpoint was made. Needs a map and feedback_interval 0.
         render_mode: None, "rgb_array" (`render()` gives a copy of the observation) or "human" (a window; pygame).
 
     Raises:
@@ -96,6 +99,7 @@ class WorldModelEnv(gym.Env[np.ndarray, Any]):
         reward_threshold: float | None = None,
         max_distance: float | None = None,
         feedback_interval: int | None = None,
+        write_once: float | None = None,
         render_mode: str | None = None,
     ) -> None:
         if render_mode is not None and render_mode not in RENDER_MODES:
@@ -114,6 +118,7 @@ class WorldModelEnv(gym.Env[np.ndarray, Any]):
             reward_threshold,
             max_distance,
             feedback_interval,
+            write_once,
         )
         self._dreams = Dreams(1, settings)
         self.observation_space = self._dreams.observation_space

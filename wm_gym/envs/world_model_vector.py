@@ -72,6 +72,7 @@ class WorldModelVectorEnv(VectorEnv[Any, Any, Any]):
         reward_threshold: float | None = None,
         max_distance: float | None = None,
         feedback_interval: int | None = None,
+        write_once: float | None = None,
         output: Literal["numpy", "torch"] = "numpy",
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: Literal["rgb_array"] | None = None,
@@ -94,6 +95,7 @@ class WorldModelVectorEnv(VectorEnv[Any, Any, Any]):
             reward_threshold,
             max_distance,
             feedback_interval,
+            write_once,
         )
         self._dreams = Dreams(num_envs, settings)
         self._output = output

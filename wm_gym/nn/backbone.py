@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from wm_gym.array_typing import (
@@ -31,8 +31,9 @@ from wm_gym.nn.heads import EventHead, FrameHead, PatchEmbedding
 from wm_gym.nn.layers import Layer, fourier_features
 from wm_gym.nn.local_attention import Rotary
 from wm_gym.nn.map_memory import MapMemory, Places, map_shape
+from wm_gym.nn.noise_embedding import NoiseEmbedding
 from wm_gym.nn.pose_embedding import PlanarPose
-from wm_gym.nn.state import LayerState
+from wm_gym.nn.state import LayerState, PendingFrame
 from wm_gym.ops import frame_block_mask
 
 
@@ -72,15 +73,25 @@ class ConditionEmbedding(nn.Module):
             self.pose = nn.Sequential(nn.Linear(config.pose_size, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(
-        self, noise_level: NoiseLevels, actions: Actions, has_action: FrameMask, pose: Poses | None
+        self,
+        noise_level: NoiseLevels,
+        actions: Actions,
+        has_action: FrameMask,
+        pose: Poses | None,
+        noise: Tensor | None = None,
     ) -> Condition:
-        """Embed; ``actions[:, t]`` led to frame t and is ignored where ``has_action`` is False."""
+        """Embed; ``actions[:, t]`` led to frame t and is ignored where ``has_action`` is False.
+
+        ``noise`` is the condition's part of a `NoiseEmbedding`, if the model has one.
+        """
         if self.hide_actions:
             has_action = torch.zeros_like(has_action)
         action = torch.where(has_action[..., None], self.action(actions), self.no_action)
         condition = self.noise(fourier_features(noise_level, self.width)) + action
         if self.pose is not None and pose is not None:
             condition = condition + self.pose(pose)
+        if noise is not None:
+            condition = condition + noise
         return F.silu(condition)
 
 
@@ -94,6 +105,7 @@ class Backbone(nn.Module):
         self.condition = ConditionEmbedding(config)
         self.layers = nn.ModuleList(self.make_layers())
         self.map_memory = MapMemory(config) if config.map_size else None
+        self.noise = NoiseEmbedding(config) if config.sample_noise else None
         self.frame_head = FrameHead(config)
         self.event_head = EventHead(config)
         # Whether a pass without memory runs on the fused kernels where it can; the results differ by rounding only.
@@ -143,15 +155,43 @@ class Backbone(nn.Module):
             num_cached: frames in memory per row.
             num_committed: leading frames that enter the memory that is returned; the others only read it.
         """
-        condition = self.condition(noise_level, actions, has_action, pose)
+        noise_tokens = noise_condition = None
+        if self.noise is not None:  # of frames that are nothing but noise
+            noise_tokens, noise_condition = self.noise(frames * expand_level(noise_level == 1, frames))
+        condition = self.condition(noise_level, actions, has_action, pose, noise_condition)
         if self.config.hide_noise:
             frames = frames * (1 - expand_level(noise_level, frames))
         tokens = self.embedding(frames, pose)
+        if noise_tokens is not None:
+            tokens = tokens + noise_tokens.to(tokens.dtype)
         tokens, new_layers = self.run_layers(
             tokens, condition, layers, num_cached, num_committed, Places(noise_level, pose)
         )
         reward_logits, termination_logits = self.event_head(tokens)
         return Output(self.frame_head(tokens, condition), reward_logits, termination_logits), new_layers
+
+    def filled_map(
+        self, newest: PendingFrame, layers: tuple[LayerState, ...], num_cached: RowCount, known_from: float
+    ) -> tuple[LayerState, ...]:
+        """`layers`, in whose map the newest frames of dreams are written where nothing was known (`write_once`).
+
+        A pass of one frame through the layers before the map; of what it makes, the map alone is kept. Real frames are
+        not written: they enter memory as a whole. ``known_from``: weight from which on a place counts as known.
+        """
+        c, frame = self.config, newest.with_time()
+        before = layers[c.map_layer].place_map
+        assert self.map_memory is not None and before is not None and newest.pose is not None
+        level = frame.frame.new_zeros(len(before), 1)
+        condition = self.condition(level, frame.action, frame.has_action, frame.pose)
+        tokens = self.embedding(frame.frame, frame.pose)
+        head_dim = c.width // c.num_attention_heads
+        rotary = Rotary.create(c.window + 1, c.token_rows, c.token_columns, head_dim, tokens.device)
+        for layer, state in zip(self.layers[: c.map_layer], layers, strict=False):
+            tokens = layer(tokens, condition, rotary, state, num_cached, 0, None)[0]
+        place_map = before.clone()
+        self.map_memory.fill_in(tokens, newest.pose, place_map, newest.dreamed, known_from)
+        changed = dataclasses.replace(layers[c.map_layer], place_map=place_map)
+        return (*layers[: c.map_layer], changed, *layers[c.map_layer + 1 :])
 
     def run_layers(
         self,

@@ -18,6 +18,8 @@ _NEWER_FIELDS = {
     "map_width",
     "map_layer",
     "feedback_interval",
+    "write_once",
+    "sample_noise",
     "odometry",
     "bearings",
 }
@@ -55,6 +57,11 @@ class WorldModelConfig:
         map_layer: layers before the tokens are written and the map is read.
         feedback_interval: every how many frames one that was dreamed enters memory; the others enter as pure noise, so
             that nothing of them is kept and no error is built upon. 1: all enter; 0: none. Real frames always do.
+        write_once: weight below which a place of the map counts as unknown: a dreamed frame that does not enter memory
+            is written there, and only there. So what was seen is never painted over, and what was imagined is found
+            again. 0: dreamed frames write nothing.
+        sample_noise: whether the network sees the pure noise of a frame to come, by an embedding of its own
+            (`wm_gym.nn.noise_embedding`), so that one pass may draw a sample in place of the mean.
         odometry: whether the model predicts the pose of the next frame from its action where none is given.
         bearings: whether odometry also tells from single frames where in its cell it is, and at which angle to the
             walls, which then have to stand on a grid of unit cells, as those of Memory Maze do
@@ -88,6 +95,8 @@ class WorldModelConfig:
     map_width: int = 24
     map_layer: int = 2
     feedback_interval: int = 1
+    write_once: float = 0.0
+    sample_noise: bool = False
     odometry: bool = False
     bearings: bool = False
     reward_values: tuple[float, ...] = (0.0, 1.0)
@@ -141,6 +150,13 @@ class WorldModelConfig:
                 "feedback_interval must be at least 0, and needs hide_noise unless it is 1, got "
                 f"{self.feedback_interval} and hide_noise {self.hide_noise}."
             )
+        if self.write_once < 0 or (self.write_once and not (self.map_size and self.feedback_interval == 0)):
+            raise ValueError(
+                "write_once must be at least 0, and needs a map (map_size) and feedback_interval 0 unless it is 0, got "
+                f"{self.write_once:g}, map_size {self.map_size} and feedback_interval {self.feedback_interval}."
+            )
+        if self.sample_noise and not self.hide_noise:
+            raise ValueError("sample_noise needs hide_noise: else the noise of a frame to come is seen as pixels.")
         if self.width % self.num_attention_heads or (self.width // self.num_attention_heads) % 2:
             raise ValueError(
                 f"width {self.width} cannot be split into {self.num_attention_heads} attention heads of even size."

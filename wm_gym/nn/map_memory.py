@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wm_gym.array_typing import FrameMap, NoiseLevels, Poses, Tokens
+from wm_gym.array_typing import FrameMap, NoiseLevels, Pose, Poses, RowMask, Tokens
 from wm_gym.nn.config import WorldModelConfig
 from wm_gym.nn.pose_embedding import FIELD_OF_VIEW, heading_angle
 
@@ -115,6 +115,22 @@ class MapMemory(nn.Module):
             if t < num_committed:
                 self._add(place_map, *now, written[:, t : t + 1])
         return self.out_of(torch.cat(found, dim=1), tokens)
+
+    def fill_in(self, tokens: Tokens, pose: Pose, place_map: FrameMap, rows: RowMask, known_from: float) -> None:
+        """Writes one frame of each of B dreams where its map hardly knew anything (`write_once`), in place.
+
+        Args:
+            tokens: ``[B, 1, rows, columns, width]`` of frames without noise.
+            pose: ``[B, 4]``, where they are seen from.
+            place_map: ``[B, G * G, V + 1]``.
+            rows: which of the dreams, ``[B]``.
+            known_from: weight from which on a place counts as known.
+        """
+        places, shares = self.places(pose[:, None])
+        known = self._found(place_map[:, None], places, shares)[..., -1:]
+        written = self.written(tokens, pose.new_zeros(len(pose), 1))
+        unknown = (known < known_from) & rows.view(-1, 1, 1, 1, 1)
+        self._add(place_map, places, shares, written * unknown)
 
     def places(self, pose: Poses) -> tuple[Tensor, Tensor]:
         """Cells of the map around the points of each ray, int64 ``[B, T, R, D, 4]``, and the share of each."""

@@ -73,8 +73,8 @@ class Dreams:
         self.observation_space = loaded.observation_space
         self.action_space = loaded.action_space
         config = dict(loaded.config)
-        if settings.feedback_interval is not None:
-            config["feedback_interval"] = settings.feedback_interval
+        chosen = {"feedback_interval": settings.feedback_interval, "write_once": settings.write_once}
+        config |= {name: value for name, value in chosen.items() if value is not None}
         self.model = WorldModel.from_weights(config, loaded.tensors, device, name=str(settings.checkpoint))
         if self.model.config.pose_size > 0 and not self.model.config.odometry:
             raise ValueError(

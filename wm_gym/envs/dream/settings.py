@@ -31,6 +31,7 @@ class DreamSettings:
     reward_threshold: float | None = None
     max_distance: float | None = None
     feedback_interval: int | None = None
+    write_once: float | None = None
 
     @property
     def context_lengths(self) -> tuple[int, ...]:
