@@ -25,6 +25,7 @@ from training.collect import CollectConfig, collect
 from training.make_clips import clips_from_store
 from training.recipes import Stage, tiny
 from training.train import Arguments, train
+from wm_gym.nn.config import ScanConfig
 from wm_gym.world_model import WorldModelConfig
 
 OUT = Path("outputs/line")
@@ -76,8 +77,14 @@ def make_dream(out: Path, steps: int = 600) -> dict[str, Any]:
     )
     collect(config)
     collect(dataclasses.replace(config, frames=300, split="test", seed=7_000_000))
-    model = WorldModelConfig(
-        width=32, block_sizes=(2, 1), head_dim=16, state_dim=16, window=2, num_attention_heads=2, condition_width=32
+    model = WorldModelConfig.plain(
+        width=32,
+        block_sizes=(2, 1),
+        scan=ScanConfig(head_dim=16, state_dim=16, num_groups=1),
+        window=2,
+        num_attention_heads=2,
+        feed_forward_multiplier=4,
+        condition_width=32,
     )
     stages = (Stage(length=8, batch_size=16, fraction=1.0),)
     recipe = dataclasses.replace(tiny(), model=model, stages=stages, steps=steps, max_minutes=0.0, learning_rate=4e-3)

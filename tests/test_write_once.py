@@ -1,13 +1,23 @@
 """A dreamed frame is written into the map where nothing was known, once, and nowhere else."""
 
 import dataclasses
+from typing import Any
 
 import gymnasium as gym
 import pytest
 import torch
 
 from tests.engine.test_graph import PLANAR, assert_same_state, loaded, read
-from tests.tiny import TINY_MAP, save_tiny_checkpoint, save_tiny_clips, tiny_model, tiny_model_with_odometry
+from tests.tiny import (
+    LEARNED_ODOMETRY,
+    SMALL_MAP,
+    TINY_MAP,
+    save_tiny_checkpoint,
+    save_tiny_clips,
+    tiny_model,
+    tiny_model_with_odometry,
+)
+from wm_gym.nn.config import NO_MAP
 from wm_gym.ops.step import frame_noise
 from wm_gym.world_model import ModelState, WorldModel, WorldModelConfig
 
@@ -67,8 +77,10 @@ def test_memory_depends_on_what_a_frame_in_an_unknown_place_shows() -> None:
 
 
 @pytest.mark.parametrize("num_denoising_steps", [1, 2])
-@pytest.mark.parametrize("more", [{}, {"sample_noise": True}, {"odometry": True, "map_layer": 0}])
-def test_a_step_graph_writes_what_world_model_step_writes(num_denoising_steps: int, more: dict[str, bool]) -> None:
+@pytest.mark.parametrize(
+    "more", [{}, {"sample_noise": True}, {"odometry": LEARNED_ODOMETRY, "map": dataclasses.replace(SMALL_MAP, layer=0)}]
+)
+def test_a_step_graph_writes_what_world_model_step_writes(num_denoising_steps: int, more: dict[str, Any]) -> None:
     model = tiny_model(**ONCE | more)
     state = read(model)
     graph = loaded(model, state, num_denoising_steps=num_denoising_steps)
@@ -111,14 +123,14 @@ def test_noise_is_seen_only_by_a_model_that_samples() -> None:
 
 def test_a_model_without_a_map_says_that_it_cannot(tmp_path) -> None:
     with pytest.raises(ValueError, match="write_once must be at least 0, and needs a map"):
-        WorldModelConfig(write_once=0.2, hide_noise=True, feedback_interval=0)
+        WorldModelConfig(write_once=0.2, map=NO_MAP)
     checkpoint = save_tiny_checkpoint(tmp_path / "tiny.safetensors")
     with pytest.raises(ValueError, match="needs a map"):
         gym.make("LSSVWM-MemoryMaze-v0", checkpoint=checkpoint, write_once=0.2)
 
 
 def test_environments_write_once_if_asked(tmp_path) -> None:
-    values = {key: value for key, value in ONCE.items() if key not in ("pose_size", "pose_kind", "write_once")}
+    values = {key: value for key, value in ONCE.items() if key not in ("pose", "write_once")}
     checkpoint = save_tiny_checkpoint(tmp_path / "tiny.safetensors", tiny_model_with_odometry(**values))
     clips = save_tiny_clips(tmp_path / "clips.npz")
     maps = []

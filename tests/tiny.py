@@ -11,12 +11,14 @@ import torch
 
 from wm_gym.checkpoint import save_checkpoint
 from wm_gym.contexts import Clips, save_clips
+from wm_gym.nn.config import MapConfig, OdometryConfig, PoseConfig, ScanConfig
 from wm_gym.world_model import WorldModel, WorldModelConfig
 
 FRAME_SHAPE = (16, 16, 3)
 OBSERVATION_SPACE = gym.spaces.Box(0, 255, FRAME_SHAPE, np.uint8)
 DISCRETE = gym.spaces.Discrete(3)
 CONTINUOUS = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+SMALL_SCAN = ScanConfig(head_dim=16, state_dim=16, num_groups=1)
 
 
 def tiny_model(seed: int = 0, **overrides: Any) -> WorldModel:
@@ -26,17 +28,17 @@ def tiny_model(seed: int = 0, **overrides: Any) -> WorldModel:
         "frame_width": 16,
         "width": 32,
         "block_sizes": (2, 1),
-        "head_dim": 16,
-        "state_dim": 16,
+        "scan": SMALL_SCAN,
         "window": 3,
         "num_attention_heads": 2,
+        "feed_forward_multiplier": 4,
         "condition_width": 16,
         "action_size": 3,
         **overrides,
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = WorldModel(WorldModelConfig(**values))
+        model = WorldModel(WorldModelConfig.plain(**values))
         for parameter in model.parameters():
             # Some layers start at zero, which would hide their inputs from a test.
             parameter.data += 0.1 * torch.randn_like(parameter)
@@ -50,10 +52,14 @@ def tiny_model(seed: int = 0, **overrides: Any) -> WorldModel:
 
 def tiny_model_with_odometry(seed: int = 0, **overrides: Any) -> WorldModel:
     """A tiny model that predicts planar poses by itself."""
-    return tiny_model(seed, pose_size=4, pose_kind="planar", odometry=True, **overrides)
+    return tiny_model(seed, **{"pose": PLANAR_POSE, "odometry": LEARNED_ODOMETRY, **overrides})
 
 
-TINY_MAP: dict[str, Any] = {"hide_noise": True, "map_size": 24, "map_width": 3, "map_layer": 1}
+PLANAR_POSE = PoseConfig(ray_lines=False, hide_actions=False)
+VECTOR_POSE = PoseConfig(kind="vector", ray_lines=False, hide_actions=False)
+LEARNED_ODOMETRY, GRID_ODOMETRY = OdometryConfig(kind="learned"), OdometryConfig(kind="grid")
+SMALL_MAP = MapConfig(size=24, width=3, layer=1)
+TINY_MAP: dict[str, Any] = {"hide_noise": True, "map": SMALL_MAP}
 
 
 def set_termination_bias(model: WorldModel, bias: float) -> None:

@@ -172,7 +172,7 @@ def run(config: DreamRewardsConfig, argv: list[str]) -> dict[str, Any]:
         ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     )
     model = WorldModel.from_checkpoint(config.checkpoint, device)
-    if model.config.pose_size > 0 and not model.config.odometry:
+    if model.config.needs_poses:
         raise ValueError(
             f"The checkpoint {config.checkpoint} needs poses: `python -m training.odometry` adds odometry."
         )

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.baselines import model_type
-from training.data.pose_input import Conditioning, needs_poses
+from training.data.pose_input import Conditioning
 from training.evaluation.measure import Recall, measure_recall, print_recall
 from training.evaluation.options import RecallOptions
 from training.evaluation.pictures import write_plots, write_strips
@@ -246,7 +246,7 @@ def dream(model: WorldModel, rollouts: Rollouts, arguments: Arguments, batch_siz
 
 def short_look_conditioning(model: WorldModel, arguments: Arguments) -> Conditioning:
     """Without a protocol a model that can do nothing without poses is given them."""
-    return "pose" if needs_poses(model.config) else arguments.recall.conditioning
+    return "pose" if model.config.needs_poses else arguments.recall.conditioning
 
 
 def frame_figures(dreamed: Tensor, real: Tensor, last: Tensor) -> dict[str, Any]:

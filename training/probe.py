@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.baselines import model_type
-from training.data.pose_input import Conditioning, model_poses, needs_poses
+from training.data.pose_input import Conditioning, model_poses
 from training.evaluate import parse_seeds
 from training.evaluation.figures import listed
 from training.evaluation.intervals import Bootstrap, Estimate
@@ -93,7 +93,7 @@ def probe_checkpoint(arguments: ProbeArguments, argv: Sequence[str]) -> dict[str
     if model_type(checkpoint.config) is not WorldModel:
         raise ValueError("Probes read SSM states of our own models; the checkpoint is a baseline.")
     model = WorldModel.from_weights(checkpoint.config, checkpoint.tensors, resolve_device(device), arguments.checkpoint)
-    if model.config.pose_size and model.config.pose_kind != "planar":
+    if model.config.has_poses and model.config.pose.kind != "planar":
         raise ValueError(
             "The checkpoint is given poses as they are recorded; a probe of what it knows of places would read them."
         )
@@ -164,14 +164,14 @@ def settled(arguments: ProbeArguments, config: WorldModelConfig) -> tuple[ProbeA
     Raises:
         ValueError: the model cannot be read as it is to be.
     """
-    around = arguments.around or ("start" if config.pose_kind == "planar" else "agent")
+    around = arguments.around or ("start" if config.pose.kind == "planar" else "agent")
     reading = reading_of(arguments.readout, config, around)
     training, defaults = arguments.training, reading.defaults
     return replace(
         arguments,
         readout=reading.name,
         around=around,
-        conditioning=arguments.conditioning or ("pose" if needs_poses(config) else "action"),
+        conditioning=arguments.conditioning or ("pose" if config.needs_poses else "action"),
         radius=arguments.radius or (8 if around == "start" else 4),
         moments=arguments.moments or reading.moments,
         training=replace(

@@ -10,6 +10,7 @@ from typing import Literal
 
 from training.objective.config import LossConfig
 from training.objective.options import Options
+from wm_gym.nn.config import NO_MAP, NO_ODOMETRY, MapConfig, PoseConfig, ScanConfig
 from wm_gym.world_model import WorldModelConfig
 
 
@@ -102,6 +103,9 @@ def memory_maze_9x9() -> Recipe:
     The last stage lets the model read its own frames as context, against drift.
     """
     return Recipe(
+        model=WorldModelConfig.plain(
+            block_sizes=(2, 4, 8, 1, 2, 4, 8, 1), scan=ScanConfig(num_groups=1), feed_forward_multiplier=4
+        ),
         stages=(
             Stage(length=160, batch_size=20, fraction=0.3),
             Stage(length=400, batch_size=8, fraction=0.3),
@@ -142,15 +146,7 @@ def memory_maze_9x9_pose() -> Recipe:
     recipe = memory_maze_9x9()
     return dataclasses.replace(
         recipe,
-        model=WorldModelConfig(
-            block_sizes=(2, 1, 4, 1, 8, 1, 2, 1),
-            num_scan_groups=4,
-            feed_forward_multiplier=3,
-            pose_size=4,
-            pose_kind="planar",
-            hide_noise=True,
-            feedback_interval=0,
-        ),
+        model=WorldModelConfig(pose=PoseConfig(ray_lines=False, hide_actions=False), map=NO_MAP, odometry=NO_ODOMETRY),
         loss=LossConfig(revisit_probability=0.5, noise_after_prefix=0.5),
         stages=(
             Stage(length=400, batch_size=8, fraction=0.55),
@@ -192,7 +188,7 @@ def memory_maze_9x9_pose_views() -> Recipe:
     recipe = memory_maze_9x9_pose_continued()
     return dataclasses.replace(
         recipe,
-        model=dataclasses.replace(recipe.model, ray_lines=True),
+        model=dataclasses.replace(recipe.model, pose=PoseConfig(hide_actions=False)),
         loss=dataclasses.replace(
             recipe.loss,
             prefix_probability=0.9,
@@ -214,7 +210,7 @@ def memory_maze_9x9_pose_only() -> Recipe:
     """
     recipe = memory_maze_9x9_pose_views()
     return dataclasses.replace(
-        recipe, model=dataclasses.replace(recipe.model, hide_actions=True), learning_rate=7e-4, warmup_steps=200
+        recipe, model=dataclasses.replace(recipe.model, pose=PoseConfig()), learning_rate=7e-4, warmup_steps=200
     )
 
 
@@ -227,7 +223,7 @@ def memory_maze_9x9_map() -> Recipe:
     recipe = memory_maze_9x9_pose_only()
     return dataclasses.replace(
         recipe,
-        model=dataclasses.replace(recipe.model, map_size=48),
+        model=dataclasses.replace(recipe.model, map=MapConfig()),
         loss=dataclasses.replace(recipe.loss, mirror_probability=0.5),
         learning_rate=9e-4,
     )
@@ -254,8 +250,13 @@ def memory_maze_9x9_comparison() -> Recipe:
 def tiny() -> Recipe:
     """Two minutes on a CPU: shows that the pipeline learns, not how well."""
     return Recipe(
-        model=WorldModelConfig(
-            width=64, block_sizes=(2, 1), head_dim=32, state_dim=16, window=4, num_attention_heads=2
+        model=WorldModelConfig.plain(
+            width=64,
+            block_sizes=(2, 1),
+            scan=ScanConfig(head_dim=32, state_dim=16, num_groups=1),
+            window=4,
+            num_attention_heads=2,
+            feed_forward_multiplier=4,
         ),
         stages=(Stage(length=12, batch_size=8, fraction=0.5), Stage(length=24, batch_size=4, fraction=0.5)),
         steps=2000,

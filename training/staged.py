@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -174,10 +174,9 @@ def memory_maze_tiny() -> StagedRecipe:
     """The phases of `memory_maze` in minutes on a CPU: shows that the pipeline runs, not how well it can get."""
 
     def small(recipe: Recipe, steps: int) -> Recipe:
-        sizes = {
-            name: getattr(tiny().model, name) for name in ("width", "block_sizes", "head_dim", "state_dim", "window")
-        }
-        sizes |= {"num_scan_groups": 1, "num_attention_heads": 2, "map_layer": 1}
+        names = "width", "block_sizes", "scan", "window", "num_attention_heads"
+        sizes: dict[str, Any] = {name: getattr(tiny().model, name) for name in names}
+        sizes["map"] = dataclasses.replace(recipe.model.map, layer=1)
         stages = tuple(dataclasses.replace(stage, length=24, batch_size=4) for stage in recipe.stages)
         changes = {"steps": steps, "warmup_steps": 20, "checkpoint_minutes": 1.0, "ema_decay": 0.99}
         return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, **sizes), stages=stages, **changes)

@@ -23,6 +23,15 @@ from training.loop.run import RunArguments
 from training.objective.options import EARLIER_FLAGS
 from training.recipes import RECIPES
 from training.staged import STAGED_RECIPES, StagedArguments, train_staged
+from wm_gym.nn.flat_config import FLAT_NAMES
+
+# Flags before options and the parts of a model were nested -> flags now. The earlier ones go with release 0.3.
+RENAMED_FLAGS = EARLIER_FLAGS | {
+    f"--recipe.model.{no}{old}".replace("_", "-"): f"--recipe.model.{new.replace('.', '.' + no)}".replace("_", "-")
+    for old, new in FLAT_NAMES.items()
+    for no in (("", "no-") if old in ("ray_lines", "hide_actions") else ("",))
+    if old != "odometry"
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ def with_flags_of_now(argv: Sequence[str]) -> list[str]:
     renamed = []
     for word in argv:
         flag, separator, value = word.partition("=")
-        now = EARLIER_FLAGS.get(flag.replace("_", "-"), flag)
+        now = RENAMED_FLAGS.get(flag.replace("_", "-"), flag)
         if now != flag:
             warnings.warn(f"{flag} is now {now}; the earlier name goes with the next release.", DeprecationWarning, 2)
         renamed.append(now + separator + value)

@@ -72,7 +72,7 @@ class WorldModel(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = self.backbone_type(config)
-        self.odometry = Odometry(config) if config.odometry else None
+        self.odometry = Odometry(config) if config.has_odometry else None
         self.register_buffer("reward_values", torch.tensor(config.reward_values), persistent=False)
 
     @classmethod

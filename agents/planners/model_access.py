@@ -85,7 +85,7 @@ def load_model_for(env: gym.Env[Any, Any], checkpoint: str, device: str) -> Worl
             f"The checkpoint {checkpoint} dreams observations {spaces[0]} and actions {spaces[1]}; this environment "
             f"has {env.observation_space} and {env.action_space}."
         )
-    if model.config.pose_size > 0 and not model.config.odometry:
+    if model.config.needs_poses:
         raise ValueError(f"The checkpoint {checkpoint} needs poses; a planner reads frames and actions only.")
     return model
 

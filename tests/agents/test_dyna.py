@@ -24,7 +24,7 @@ LINE_ID = "examples.agent_in_a_dream:Line-v0"
 TOY_ID = "tests.toy_env:tests/ToyMaze-v0"
 NAMES = ["collect", "model", "clips", "agent", "score", "rewards"]
 MODEL = (
-    "--recipe.model.width 32 --recipe.model.block-sizes 2 1 --recipe.model.head-dim 16 --recipe.model.window 2 "
+    "--recipe.model.width 32 --recipe.model.block-sizes 2 1 --recipe.model.scan.head-dim 16 --recipe.model.window 2 "
     "--recipe.model.condition-width 32 --recipe.max-minutes 0 --recipe.steps 200 --recipe.learning-rate 4e-3"
 )
 

@@ -1,5 +1,6 @@
 """A step over buffers in place says what `WorldModel.step` says, keeps dreams apart, and never grows."""
 
+import dataclasses
 import itertools
 import os
 import subprocess
@@ -11,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.rounding import assert_rounded_alike
-from tests.tiny import tiny_model
+from tests.tiny import PLANAR_POSE, SMALL_MAP, SMALL_SCAN, VECTOR_POSE, tiny_model
 from wm_gym.codec import model_to_frames
 from wm_gym.contexts import load_clips
 from wm_gym.engine.graph import StepGraph, StepOutput
@@ -20,7 +21,7 @@ from wm_gym.ops.step import frame_noise
 from wm_gym.world_model import ModelState, WorldModel
 
 BATCH = 3
-PLANAR = {"pose_size": 4, "pose_kind": "planar", "hide_noise": True}
+PLANAR = {"pose": PLANAR_POSE, "hide_noise": True}
 KEYS = torch.tensor([5, -7, 1 << 62])
 
 
@@ -30,7 +31,7 @@ def read(model: WorldModel, num_frames: int = 6, batch: int = BATCH, seed: int =
     shape = (batch, num_frames, c.frame_height, c.frame_width, c.frame_channels)
     frames = torch.randint(0, 256, shape, generator=g, dtype=torch.uint8)
     actions = torch.stack([some_actions(model, batch, seed + t) for t in range(num_frames)], 1)[:, : num_frames - 1]
-    pose = torch.randn(batch, num_frames, c.pose_size, generator=g) if c.pose_size else None
+    pose = torch.randn(batch, num_frames, c.pose.size, generator=g) if c.pose.size else None
     device = model.device
     pose = None if pose is None else pose.to(device)
     with torch.no_grad():
@@ -84,12 +85,12 @@ def assert_same_state(a: ModelState, b: ModelState, tolerance: float | None = No
         {"block_sizes": (1, 2, 1, 2)},
         {"frame_height": 32, "block_sizes": (2, 1), "window": 5, "reward_values": (-1.0, 0.0, 2.0)},
         {"action_kind": "continuous", "action_size": 2},
-        {"pose_size": 4},
+        {"pose": VECTOR_POSE},
         PLANAR,
         {"hide_noise": True, "feedback_interval": 3},
-        {"num_scan_groups": 2},
-        {**PLANAR, "map_size": 24, "map_width": 3, "map_layer": 1},
-        {**PLANAR, "map_size": 24, "map_width": 3, "map_layer": 0, "feedback_interval": 2},
+        {"scan": dataclasses.replace(SMALL_SCAN, num_groups=2)},
+        {**PLANAR, "map": SMALL_MAP},
+        {**PLANAR, "map": dataclasses.replace(SMALL_MAP, layer=0), "feedback_interval": 2},
     ],
     ids=[
         "default",
@@ -113,7 +114,7 @@ def test_a_step_says_what_the_models_step_says_and_leaves_the_same_memory(overri
     with torch.no_grad():
         for t in range(num_steps):
             action = some_actions(model, BATCH, t)
-            pose = torch.randn(BATCH, c.pose_size, generator=torch.Generator().manual_seed(t)) if c.pose_size else None
+            pose = torch.randn(BATCH, c.pose.size, generator=torch.Generator().manual_seed(t)) if c.pose.size else None
             noise = frame_noise(KEYS, torch.full((BATCH,), t), (c.frame_channels, c.frame_height, c.frame_width))
             expected, state = model.step(state, action, noise, num_denoising_steps, pose)
             given = graph.step(action, pose)
@@ -241,7 +242,7 @@ class Recorder(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     "overrides",
-    [{}, {"action_kind": "continuous", "action_size": 2}, {"pose_size": 4, "pose_kind": "planar"}],
+    [{}, {"action_kind": "continuous", "action_size": 2}, {"pose": PLANAR_POSE}],
     ids=["discrete", "box", "planar"],
 )
 def test_a_step_neither_waits_for_a_value_nor_brings_one_from_the_host(overrides):
@@ -249,7 +250,7 @@ def test_a_step_neither_waits_for_a_value_nor_brings_one_from_the_host(overrides
     model = tiny_model(**overrides)
     graph = loaded(model, read(model), num_denoising_steps=2)
     action = some_actions(model, BATCH, 0)
-    pose = torch.randn(BATCH, 4) if model.config.pose_size else None
+    pose = torch.randn(BATCH, 4) if model.config.pose.size else None
     with Recorder() as recorder:
         graph.step(action, pose)
     assert {"mm", "argmax", "lerp"} <= recorder.names
@@ -281,13 +282,13 @@ def test_what_does_not_fit_is_one_clear_error():
     with pytest.raises(ValueError, match="3 rows was given for 2 rows"):
         graph.load(state, torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="of another model"):
-        graph.load(read(tiny_model(state_dim=32)))
+        graph.load(read(tiny_model(scan=dataclasses.replace(SMALL_SCAN, state_dim=32))))
     with pytest.raises(ValueError, match="of another model"):
         graph.load(read(tiny_model(window=5)))
     with pytest.raises(ValueError, match="4 layers; expected 2"):
         graph.load(read(tiny_model(block_sizes=(2, 1, 2, 1))))
     with pytest.raises(ValueError, match="exactly if the model is conditioned on poses"):
-        graph.load(read(tiny_model(pose_size=4)))
+        graph.load(read(tiny_model(pose=VECTOR_POSE)))
     with pytest.raises(ValueError, match="actions have shape"):
         graph.step(action[:2])
     with pytest.raises(TypeError, match="int64"):
@@ -296,7 +297,7 @@ def test_what_does_not_fit_is_one_clear_error():
         graph.step(action, torch.zeros(BATCH, 4))
     with pytest.raises(ValueError, match="keys are"):
         graph.set_noise(KEYS[:2])
-    posed = tiny_model(pose_size=4)
+    posed = tiny_model(pose=VECTOR_POSE)
     with pytest.raises(ValueError, match=r"needs the pose .* \(3, 4\)"):
         loaded(posed, read(posed)).step(action)
     assert_same_state(graph.state(), state)
@@ -331,8 +332,8 @@ def test_the_kernels_interpreted_on_the_cpu_dream_what_their_plain_twins_do():
 
 def test_a_model_of_sizes_that_the_kernels_do_not_take_runs_plainly():
     assert StepGraph(tiny_model(), 1).backend == "auto"
-    assert StepGraph(tiny_model(state_dim=8), 1).backend == "plain"
-    assert StepGraph(tiny_model(state_dim=24), 1).backend == "plain"
+    assert StepGraph(tiny_model(scan=dataclasses.replace(SMALL_SCAN, state_dim=8)), 1).backend == "plain"
+    assert StepGraph(tiny_model(scan=dataclasses.replace(SMALL_SCAN, state_dim=24)), 1).backend == "plain"
 
 
 @pytest.mark.gpu

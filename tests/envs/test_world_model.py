@@ -14,6 +14,7 @@ from tests.tiny import (
     CONTINUOUS,
     DISCRETE,
     OBSERVATION_SPACE,
+    VECTOR_POSE,
     make_tiny_clips,
     save_tiny_checkpoint,
     set_termination_bias,
@@ -357,7 +358,7 @@ def test_clips_of_another_size_or_too_short_are_value_errors_at_reset(tiny_kwarg
 
 
 def test_a_model_that_needs_poses_is_refused(tiny_kwargs, tmp_path):
-    path = save_tiny_checkpoint(tmp_path / "pose.safetensors", tiny_model(pose_size=4))
+    path = save_tiny_checkpoint(tmp_path / "pose.safetensors", tiny_model(pose=VECTOR_POSE))
     with pytest.raises(ValueError, match="needs poses"):
         gym.make(ENV_ID, **{**tiny_kwargs, "checkpoint": path})
 

@@ -7,7 +7,7 @@ import torch
 
 from tests.tiny import tiny_model
 from wm_gym.nn.backbone import fused_kernels_fit
-from wm_gym.nn.config import WorldModelConfig
+from wm_gym.nn.config import ScanConfig, WorldModelConfig
 
 
 def test_checkpointed_layers_give_the_same_output_and_gradients() -> None:
@@ -28,4 +28,4 @@ def test_checkpointed_layers_give_the_same_output_and_gradients() -> None:
 @pytest.mark.parametrize("groups", [1, 2, 4, 8])
 def test_fused_kernels_take_any_number_of_scan_groups(groups: int) -> None:
     pytest.importorskip("triton")
-    assert fused_kernels_fit(WorldModelConfig(num_scan_groups=groups), torch.device("cuda"))
+    assert fused_kernels_fit(WorldModelConfig(scan=ScanConfig(num_groups=groups)), torch.device("cuda"))

@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 
-from tests.tiny import tiny_model
+from tests.tiny import PLANAR_POSE, SMALL_MAP, tiny_model
 from wm_gym.codec import frames_to_model
-from wm_gym.nn.map_memory import DISTANCES, MapMemory, Places
+from wm_gym.nn.config import MapConfig
+from wm_gym.nn.map_memory import MapMemory, Places
 from wm_gym.world_model import WorldModelConfig
 
-MAP = {"pose_size": 4, "pose_kind": "planar", "hide_noise": True, "map_size": 24, "map_width": 3, "map_layer": 1}
+MAP = {"pose": PLANAR_POSE, "hide_noise": True, "map": SMALL_MAP}
 FRAMES = 37  # more than two parts of a long context
 
 
@@ -31,7 +32,7 @@ def walk(batch: int = 2, frames: int = FRAMES) -> tuple[torch.Tensor, torch.Tens
 
 def map_memory(**overrides) -> MapMemory:
     torch.manual_seed(0)
-    return MapMemory(WorldModelConfig(pose_size=4, pose_kind="planar", map_size=48, **overrides))
+    return MapMemory(WorldModelConfig(**overrides))
 
 
 def test_the_training_pass_says_what_denoising_frame_by_frame_says():
@@ -62,7 +63,7 @@ def test_a_context_split_anywhere_leaves_the_same_map(cut):
 def test_what_was_written_from_one_place_is_found_from_another():
     memory = map_memory()
     memory.angles = torch.zeros(1)  # one ray, straight ahead
-    written = torch.zeros(1, 1, 1, len(DISTANCES), memory.values + 1)
+    written = torch.zeros(1, 1, 1, len(memory.distances), memory.values + 1)
     written[0, 0, 0, 6] = 1.0  # at a distance of 2.1 cells
     to_the_east, from_behind, elsewhere = facing(0, 0, 0), facing(2.1, -2.1, 90), facing(0, 0, 90)
     place_map = memory._added(*memory.places(torch.tensor([[to_the_east]])), written)
@@ -75,11 +76,11 @@ def test_what_was_written_from_one_place_is_found_from_another():
 
 def test_a_map_wraps_around():
     memory = map_memory()
-    extent = memory.config.map_size * memory.config.map_cell
+    extent = memory.config.map.size * memory.config.map.cell
     here, there = (memory.places(torch.tensor([[facing(x, -7.3, 20)]])) for x in (0.5, 0.5 + extent))
     assert torch.equal(here[0], there[0])
     torch.testing.assert_close(here[1], there[1], atol=1e-3, rtol=0)
-    assert here[0].min() >= 0 and here[0].max() < memory.config.map_size**2
+    assert here[0].min() >= 0 and here[0].max() < memory.config.map.size**2
 
 
 def test_noise_is_not_written_and_a_frame_does_not_read_itself():
@@ -108,11 +109,11 @@ def test_gradients_pass_from_what_is_read_to_what_was_written():
 
 def test_the_configuration_refuses_a_map_without_planar_poses_or_of_odd_sizes():
     with pytest.raises(ValueError, match="planar"):
-        WorldModelConfig(map_size=8)
-    with pytest.raises(ValueError, match="map_cell"):
-        WorldModelConfig(pose_size=4, pose_kind="planar", map_size=8, map_cell=0)
-    with pytest.raises(ValueError, match="map_layer"):
-        WorldModelConfig(pose_size=4, pose_kind="planar", map_size=8, map_layer=8)
+        WorldModelConfig.plain(map=MapConfig(size=8))
+    with pytest.raises(ValueError, match=r"map\.cell"):
+        MapConfig(size=8, cell=0)
+    with pytest.raises(ValueError, match=r"map\.layer"):
+        WorldModelConfig(map=MapConfig(size=8, layer=8))
 
 
 def test_a_state_with_a_map_is_saved_and_restored():

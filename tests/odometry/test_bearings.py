@@ -14,9 +14,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from tests.engine.test_graph import BATCH, KEYS, assert_same_state, loaded, some_actions
-from tests.tiny import tiny_model, tiny_model_with_odometry
+from tests.tiny import GRID_ODOMETRY, LEARNED_ODOMETRY, PLANAR_POSE, SMALL_MAP, tiny_model, tiny_model_with_odometry
 from wm_gym.codec import frames_to_model, model_to_frames
-from wm_gym.nn.config import WorldModelConfig
+from wm_gym.nn.config import NO_MAP, WorldModelConfig
 from wm_gym.nn.map_memory import read_map
 from wm_gym.odometry.bearings import Bearings, sight_cost
 from wm_gym.odometry.grid import AROUND, GridOdometry, in_cell
@@ -26,8 +26,8 @@ from wm_gym.ops.step import frame_noise
 from wm_gym.poses import placed, relative_to
 from wm_gym.world_model import ModelState, WorldModel
 
-PLANAR: dict[str, Any] = {"pose_size": 4, "pose_kind": "planar"}
-MAP: dict[str, Any] = {"hide_noise": True, "map_size": 24, "map_width": 3, "map_layer": 1}
+PLANAR: dict[str, Any] = {"pose": PLANAR_POSE}
+MAP: dict[str, Any] = {"hide_noise": True, "map": SMALL_MAP}
 FRAMES = 9
 AHEAD = torch.tensor([1, 1])
 DREAMED, REAL = torch.zeros(2, dtype=torch.bool), torch.ones(2, dtype=torch.bool)
@@ -46,7 +46,7 @@ def model(request: pytest.FixtureRequest) -> WorldModel:
 
 def tiny_model_with_bearings(**overrides: Any) -> WorldModel:
     """One that sees something else in every frame, and takes it to be certain, so that it counts."""
-    model = tiny_model_with_odometry(bearings=True, **overrides).requires_grad_(False)
+    model = tiny_model_with_odometry(odometry=GRID_ODOMETRY, **overrides).requires_grad_(False)
     bearings = odometry_of(model).bearings
     assert bearings is not None
     sights = bearings(frames_to_model(clip(20)[0])).flatten(0, 1)
@@ -90,7 +90,7 @@ def pose_of(state: ModelState) -> Tensor:
 
 
 def test_a_sight_is_told_of_every_frame_alone() -> None:
-    bearings = odometry_of(tiny_model(**PLANAR, odometry=True, bearings=True)).bearings
+    bearings = odometry_of(tiny_model(**PLANAR, odometry=GRID_ODOMETRY)).bearings
     assert bearings is not None
     frames = frames_to_model(clip()[0])
     sights = bearings(frames)
@@ -102,7 +102,7 @@ def test_a_sight_is_told_of_every_frame_alone() -> None:
 @pytest.mark.parametrize(("height", "width", "channels"), [(64, 64, 3), (17, 30, 1), (60, 80, 3)])
 def test_frames_of_any_shape_tell_sights(height: int, width: int, channels: int) -> None:
     config = WorldModelConfig(
-        frame_height=height, frame_width=width, frame_channels=channels, patch_size=1, block_sizes=(1,), action_size=3
+        frame_height=height, frame_width=width, frame_channels=channels, patch_size=1, block_sizes=(1,), map=NO_MAP
     )
     assert Bearings(config)(torch.zeros(1, 2, channels, height, width)).shape == (1, 2, SIGHT_SIZE)
 
@@ -292,19 +292,9 @@ def test_a_step_graph_tells_the_poses_of_the_models_step(overrides: dict[str, An
             graph.load(state)
 
 
-def test_bearings_without_odometry_are_refused() -> None:
-    config = tiny_model(**PLANAR).config
-    with pytest.raises(ValueError, match="set odometry too"):
-        dataclasses.replace(config, bearings=True)
-
-
-def test_a_configuration_from_before_bearings_has_none() -> None:
-    config = tiny_model(**PLANAR, odometry=True).config
-    old = config.to_dict()
-    del old["bearings"]
-    assert WorldModelConfig.from_dict(old) == config and not config.bearings
-    with_bearings = dataclasses.replace(config, bearings=True)
-    assert WorldModelConfig.from_dict(with_bearings.to_dict()) == with_bearings
+def test_learned_odometry_has_no_bearings() -> None:
+    config = tiny_model(**PLANAR, odometry=LEARNED_ODOMETRY).config
+    with_bearings = dataclasses.replace(config, odometry=GRID_ODOMETRY)
     assert odometry_state_size(with_bearings) == odometry_state_size(config) + GRID_STATE_SIZE
     assert not any(name.startswith("bearings") for name in Odometry(config).state_dict())
 
@@ -312,7 +302,7 @@ def test_a_configuration_from_before_bearings_has_none() -> None:
 @pytest.fixture(scope="module")
 def odometry_by_map() -> Odometry:
     """One to which about half of a random map is walls."""
-    odometry = odometry_of(tiny_model(**PLANAR, **MAP, odometry=True, bearings=True).requires_grad_(False))
+    odometry = odometry_of(tiny_model(**PLANAR, **MAP, odometry=GRID_ODOMETRY).requires_grad_(False))
     by_map = odometry.by_map
     assert isinstance(by_map, GridOdometry)
     grid = some_grid()[..., :4]

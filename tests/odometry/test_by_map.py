@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from tests.tiny import tiny_model
+from tests.tiny import LEARNED_ODOMETRY, PLANAR_POSE, SMALL_MAP, tiny_model
 from wm_gym.odometry.visual import Odometry
 
-MAP = {"pose_size": 4, "pose_kind": "planar", "hide_noise": True, "map_size": 24, "map_width": 3, "map_layer": 1}
+MAP = {"pose": PLANAR_POSE, "hide_noise": True, "map": SMALL_MAP}
 AHEAD = torch.tensor([1, 1])
 
 
 @pytest.fixture(scope="module")
 def odometry() -> Odometry:
-    model = tiny_model(**MAP, odometry=True)
+    model = tiny_model(**MAP, odometry=LEARNED_ODOMETRY)
     assert model.odometry is not None
     return model.odometry.requires_grad_(False)
 

@@ -13,23 +13,34 @@ import torch
 from safetensors.torch import load, save
 
 from tests.engine.test_graph import BATCH, KEYS, assert_same_state, loaded, read, some_actions
-from tests.tiny import DISCRETE, make_tiny_clips, save_tiny_checkpoint, save_tiny_clips, tiny_model
+from tests.tiny import (
+    DISCRETE,
+    GRID_ODOMETRY,
+    LEARNED_ODOMETRY,
+    PLANAR_POSE,
+    SMALL_MAP,
+    make_tiny_clips,
+    save_tiny_checkpoint,
+    save_tiny_clips,
+    tiny_model,
+)
 from wm_gym.codec import frames_to_model, model_to_frames
+from wm_gym.nn.config import NO_MAP, NO_ODOMETRY, NO_POSE
 from wm_gym.odometry.visual import Odometry
 from wm_gym.ops.step import frame_noise
 from wm_gym.poses import motion_between, relative_to_first
 from wm_gym.world_model import ModelState, WorldModel
 from wm_gym.wrappers.memory import FrameReader
 
-PLANAR: dict[str, Any] = {"pose_kind": "planar", "pose_size": 4}
-MAP: dict[str, Any] = {"map_size": 24, "map_width": 3, "map_layer": 1}
-ON_GRID = {**MAP, "bearings": True}
+PLANAR: dict[str, Any] = {"pose": PLANAR_POSE}
+MAP: dict[str, Any] = {"map": SMALL_MAP}
+ON_GRID = {**MAP, "odometry": GRID_ODOMETRY}
 FRAMES = 9
 
 
 @pytest.fixture(scope="module")
 def model() -> WorldModel:
-    return tiny_model(**PLANAR, odometry=True).requires_grad_(False)
+    return tiny_model(**PLANAR, odometry=LEARNED_ODOMETRY).requires_grad_(False)
 
 
 def clip(batch: int = 2, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,7 +158,7 @@ def test_motion_goes_on_from_given_poses_to_told_ones(model: WorldModel) -> None
 )
 @pytest.mark.parametrize("action", [{}, {"action_kind": "continuous", "action_size": 2}])
 def test_a_step_graph_tells_the_poses_of_the_models_step(num_denoising_steps, overrides, action) -> None:
-    model = tiny_model(**PLANAR, odometry=True, **overrides, **action).requires_grad_(False)
+    model = tiny_model(**{**PLANAR, "odometry": LEARNED_ODOMETRY, **overrides, **action}).requires_grad_(False)
     c = model.config
     given = read(without_poses(model), 5)
     frames = model_to_frames(_pending(given).frame)
@@ -172,7 +183,7 @@ def test_a_step_graph_tells_the_poses_of_the_models_step(num_denoising_steps, ov
 
 @pytest.mark.parametrize("overrides", [MAP, ON_GRID])
 def test_with_a_map_only_real_frames_are_looked_at(overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_model(**PLANAR, odometry=True, **overrides).requires_grad_(False)
+    model = tiny_model(**{**PLANAR, "odometry": LEARNED_ODOMETRY, **overrides}).requires_grad_(False)
     frames = torch.randint(0, 256, (BATCH, 4, 16, 16, 3), dtype=torch.uint8)
     state = model.prefill(
         model.initial_state(BATCH), frames, torch.stack([some_actions(model, BATCH, t) for t in range(3)], 1)
@@ -195,7 +206,7 @@ def test_with_a_map_only_real_frames_are_looked_at(overrides: dict[str, Any], mo
 
 def without_poses(model: WorldModel) -> WorldModel:
     """A model of the same frames and actions that needs no poses, to make frames with."""
-    none = {"pose_size": 0, "pose_kind": "vector", "odometry": False, "bearings": False, "map_size": 0}
+    none: dict[str, Any] = {"pose": NO_POSE, "odometry": NO_ODOMETRY, "map": NO_MAP}
     return WorldModel(dataclasses.replace(model.config, **none))
 
 
@@ -324,7 +335,7 @@ def test_a_real_environments_memory_reads_frames_by_odometry(model: WorldModel, 
 
 
 def test_motions_are_the_same_with_gradients_which_do_not_go_back_in_time() -> None:
-    model = tiny_model(**PLANAR, odometry=True)
+    model = tiny_model(**PLANAR, odometry=LEARNED_ODOMETRY)
     odometry = model.odometry
     assert odometry is not None
     frames, actions = clip()

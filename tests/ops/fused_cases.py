@@ -12,24 +12,23 @@ import json
 import torch
 
 from tests.ops.layer_cases import errors
-from wm_gym.nn.config import WorldModelConfig
+from wm_gym.nn.config import ScanConfig, WorldModelConfig
 from wm_gym.ops.triton import bias_gelu, chunk_scan, conv_silu
 
 assert tests.ops.interpreter
 
 
 def tiny(*block_sizes: int, head_dim: int = 32, num_scan_groups: int = 1) -> WorldModelConfig:
-    return WorldModelConfig(
+    return WorldModelConfig.plain(
         frame_height=16,
         frame_width=16,
         width=32,
         block_sizes=block_sizes,
-        head_dim=head_dim,
-        state_dim=16,
+        scan=ScanConfig(head_dim=head_dim, state_dim=16, num_groups=num_scan_groups),
         window=2,
         num_attention_heads=2,
         condition_width=8,
-        num_scan_groups=num_scan_groups,
+        feed_forward_multiplier=4,
     )
 
 

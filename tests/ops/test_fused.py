@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.ops.layer_cases import errors as errors_of
-from wm_gym.nn.config import WorldModelConfig
+from wm_gym.nn.config import ScanConfig, WorldModelConfig
 
 pytest.importorskip("triton")
 
@@ -61,6 +61,7 @@ def test_compiled_gradient_of_the_convolution_carries_inputs_and_gradients_along
 @pytest.mark.gpu
 @pytest.mark.parametrize(("block_size", "groups"), [(1, 1), (2, 1), (4, 1), (8, 1), (1, 4), (2, 8), (4, 2), (8, 4)])
 def test_fused_layer_of_real_size_on_a_gpu_stays_close_to_float32(block_size: int, groups: int) -> None:
-    found = errors_of(WorldModelConfig(block_sizes=(block_size,), num_scan_groups=groups), 21, torch.bfloat16, "cuda")
+    config = WorldModelConfig.plain(block_sizes=(block_size,), scan=ScanConfig(num_groups=groups))
+    found = errors_of(config, 21, torch.bfloat16, "cuda")
     assert found["output"] < 3e-2
     assert not {name: error for name, error in found.items() if not error < 0.1}

@@ -10,7 +10,7 @@ import torch
 
 from training.benchmarks.step_cases import Draw, adaln_case, attention_case, clone, scan_case
 from wm_gym.nn.block_scan import BlockScan
-from wm_gym.nn.config import WorldModelConfig
+from wm_gym.nn.config import ScanConfig, WorldModelConfig
 from wm_gym.nn.layers import modulate
 from wm_gym.nn.local_attention import LocalAttention, Rotary
 from wm_gym.nn.state import LayerState
@@ -24,20 +24,19 @@ def config(**overrides: Any) -> WorldModelConfig:
         "frame_height": 32,
         "frame_width": 64,
         "width": 32,
-        "head_dim": 16,
-        "state_dim": 8,
+        "scan": ScanConfig(head_dim=16, state_dim=8, num_groups=1),
         "window": WINDOW,
         "block_sizes": (1, 2, 4),
         "num_attention_heads": 2,
         **overrides,
     }
-    return WorldModelConfig(**values)
+    return WorldModelConfig.plain(**values)
 
 
 def random_state(c: WorldModelConfig, block_size: int, batch: int) -> LayerState:
     blocks = c.num_tokens // block_size**2
     return LayerState(
-        torch.randn(batch, blocks, c.num_scan_heads, c.head_dim, c.state_dim),
+        torch.randn(batch, blocks, c.num_scan_heads, c.scan.head_dim, c.scan.state_dim),
         torch.randn(batch, blocks, 3, c.num_scan_channels),
         torch.randn(batch, c.window, c.num_tokens, 2, c.num_attention_heads, c.width // c.num_attention_heads),
     )
@@ -47,7 +46,7 @@ def random_state(c: WorldModelConfig, block_size: int, batch: int) -> LayerState
 @pytest.mark.parametrize(("frames", "num_committed"), [(1, 0), (1, 1), (2, 0), (2, 1)])
 def test_scan_step_equals_the_block_scan_module(block_size: int, groups: int, frames: int, num_committed: int) -> None:
     torch.manual_seed(0)
-    c = config(num_scan_groups=groups)
+    c = config(scan=ScanConfig(head_dim=16, state_dim=8, num_groups=groups))
     module, state = BlockScan(c, block_size).requires_grad_(False), random_state(c, block_size, batch=3)
     module.skip.data.normal_()
     tokens = torch.randn(3, frames, c.token_rows, c.token_columns, c.width)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tiny import tiny_model
+from tests.tiny import PLANAR_POSE, tiny_model
 from tests.toy_store import make_toy_store
 from training.baselines import Architecture, BaselineConfig, BaselineModel, build_model, matching_config, model_type
 from training.baselines.attention import attention_with_log_sum, cached_attention
@@ -20,6 +20,7 @@ from training.recipes import RECIPES, Recipe, Stage
 from training.train import parse_arguments, train
 from wm_gym.checkpoint import load_checkpoint
 from wm_gym.codec import frames_to_model
+from wm_gym.nn.config import ScanConfig
 from wm_gym.ops.reference import local_attention
 from wm_gym.poses import relative_to_first
 from wm_gym.world_model import ModelState, WorldModel, WorldModelConfig
@@ -40,7 +41,7 @@ BASELINE_RECIPES = {
 def tiny_config(architecture: Architecture, **changes: Any) -> BaselineConfig:
     values: dict[str, Any] = {"window": FRAMES if architecture == "bidirectional" else 3, "cache_frames": 4, **changes}
     return BaselineConfig(
-        **{f.name: getattr(tiny_model().config, f.name) for f in dataclasses.fields(WorldModelConfig)} | values,
+        **vars(tiny_model().config) | values,
         architecture=architecture,
     )
 
@@ -75,7 +76,7 @@ def frame_by_frame(
 @pytest.mark.parametrize("with_poses", [False, True])
 @pytest.mark.parametrize("architecture", ALL)
 def test_the_training_pass_equals_denoising_frame_by_frame(architecture: Architecture, with_poses: bool) -> None:
-    changes = {"pose_size": 4, "pose_kind": "planar", "hide_noise": True} if with_poses else {}
+    changes = {"pose": PLANAR_POSE, "hide_noise": True} if with_poses else {}
     model, (frames, actions) = baseline(architecture, **changes), clip()
     level = torch.zeros(2, FRAMES)
     level[:, -1] = 0.7
@@ -231,14 +232,14 @@ def test_rows_of_different_age_are_refused() -> None:
 
 @pytest.mark.parametrize("architecture", ALL)
 def test_a_matching_baseline_has_our_number_of_parameters(architecture: Architecture) -> None:
-    ours = WorldModelConfig()
+    ours = RECIPES["memory_maze_9x9"]().model
     counts = num_parameters(matching_config(architecture, ours)), num_parameters(ours)
     assert counts[0] == pytest.approx(counts[1], rel=0.03)
     assert counts[1] == sum(p.numel() for p in WorldModel(ours).parameters())
 
 
 def test_where_layers_are_too_coarse_a_step_the_feed_forward_part_makes_up_for_it() -> None:
-    ours = WorldModelConfig()
+    ours = RECIPES["memory_maze_9x9"]().model
     config = matching_config("mamba2", ours)  # 10 or 11 whole layers are 4% off
     assert config.feed_forward_multiplier != ours.feed_forward_multiplier
     assert matching_config("causal_transformer", ours).feed_forward_multiplier == ours.feed_forward_multiplier
@@ -247,7 +248,7 @@ def test_where_layers_are_too_coarse_a_step_the_feed_forward_part_makes_up_for_i
 def base_with_poses() -> Recipe:
     """Settings that no row knows of."""
     base = RECIPES["memory_maze_9x9"]()
-    sizes = {"pose_size": 4, "pose_kind": "planar", "hide_noise": True, "block_sizes": (2, 1, 4, 1, 8, 1), "width": 320}
+    sizes = {"pose": PLANAR_POSE, "hide_noise": True, "block_sizes": (2, 1, 4, 1, 8, 1), "width": 320}
     model = dataclasses.replace(base.model, **sizes)
     return dataclasses.replace(base, model=model, learning_rate=5e-4, stages=(Stage(800, 4, 0.5), Stage(400, 8, 0.5)))
 
@@ -258,7 +259,7 @@ def test_rows_of_the_comparison_have_equal_parameters_and_frames(name: str, base
     ours = base_with_poses() if base == "with_poses" else RECIPES[base]()
     recipe = ROWS[name](ours)
     window, block_size = BASELINE_RECIPES[name]
-    assert (recipe.model.pose_kind, recipe.model.hide_noise) == (ours.model.pose_kind, ours.model.hide_noise)
+    assert (recipe.model.pose.kind, recipe.model.hide_noise) == (ours.model.pose.kind, ours.model.hide_noise)
     assert num_parameters(recipe.model) == pytest.approx(num_parameters(ours.model), rel=0.03)
     assert [s.length * s.batch_size for s in recipe.stages] == [s.length * s.batch_size for s in ours.stages]
     assert dataclasses.replace(recipe, model=ours.model, stages=ours.stages) == ours
@@ -267,13 +268,20 @@ def test_rows_of_the_comparison_have_equal_parameters_and_frames(name: str, base
     if block_size:
         assert set(recipe.model.block_sizes) == {block_size} and not isinstance(recipe.model, BaselineConfig)
     else:
-        assert isinstance(recipe.model, BaselineConfig) and recipe.model.map_size == 0
+        assert isinstance(recipe.model, BaselineConfig) and recipe.model.map.size == 0
 
 
 @pytest.mark.parametrize("name", ["causal_transformer_192", "mamba2", "dfot_25"])
 def test_a_baseline_trains_by_its_recipe_and_its_checkpoint_loads(tmp_path: Path, name: str) -> None:
     make_toy_store(tmp_path / "store", range(4))
-    sizes = {"width": 32, "head-dim": 16, "state-dim": 8, "num-attention-heads": 2, "block-sizes": "1 1", "window": 8}
+    sizes = {
+        "width": 32,
+        "scan.head-dim": 16,
+        "scan.state-dim": 8,
+        "num-attention-heads": 2,
+        "block-sizes": "1 1",
+        "window": 8,
+    }
     options = [f"--recipe.model.{key} {value}" for key, value in sizes.items()]
     options += [f"--recipe.stages.{i}.length 6 --recipe.stages.{i}.batch-size 4" for i in range(3)]
     options += ["--recipe.steps 60 --recipe.warmup-steps 5 --recipe.log-steps 10 --device cpu"]
@@ -333,7 +341,7 @@ def test_mamba_modules_say_what_to_install() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("groups", [1, 2])
 def test_mamba_modules_dream_what_our_scan_dreams(groups: int) -> None:
-    ours = tiny_model(width=64, head_dim=32, state_dim=16, num_scan_groups=groups).cuda()
+    ours = tiny_model(width=64, scan=ScanConfig(head_dim=32, state_dim=16, num_groups=groups)).cuda()
     theirs = with_mamba_modules(ours)
     frames, actions = (z.cuda() for z in clip(5))
     state = ours.prefill(ours.initial_state(2), frames, actions)

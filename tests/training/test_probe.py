@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny import save_tiny_checkpoint, tiny_model
+from tests.tiny import PLANAR_POSE, SMALL_MAP, VECTOR_POSE, save_tiny_checkpoint, tiny_model
 from tests.toy_store import TOY_ENV, toy_episode, toy_header
 from training.probe import constant, main, probe_figures, split_mazes
 from training.probes.memories import Walk, memories_after
@@ -70,7 +70,7 @@ def test_what_cannot_be_probed_is_one_sentence(store: Path, tmp_path: Path, opti
 
 
 def test_a_planar_model_is_asked_for_a_map_around_the_start(store: Path, tmp_path: Path) -> None:
-    checkpoint = save_tiny_checkpoint(tmp_path / "model.safetensors", tiny_model(pose_size=4, pose_kind="planar"))
+    checkpoint = save_tiny_checkpoint(tmp_path / "model.safetensors", tiny_model(pose=PLANAR_POSE))
     records = []
     for around in ("start", "agent"):
         options = () if around == "start" else ("--around", "agent")
@@ -82,19 +82,19 @@ def test_a_planar_model_is_asked_for_a_map_around_the_start(store: Path, tmp_pat
 
 
 def test_a_model_that_needs_poses_is_not_probed_by_action(store: Path, tmp_path: Path) -> None:
-    checkpoint = save_tiny_checkpoint(tmp_path / "model.safetensors", tiny_model(pose_size=4, pose_kind="planar"))
+    checkpoint = save_tiny_checkpoint(tmp_path / "model.safetensors", tiny_model(pose=PLANAR_POSE))
     with pytest.raises(SystemExit, match="take --conditioning pose"):
         main(arguments(store, checkpoint, tmp_path / "x.json", "--conditioning", "action"))
 
 
 def test_a_model_that_is_given_recorded_poses_is_refused(store: Path, tmp_path: Path) -> None:
-    checkpoint = save_tiny_checkpoint(tmp_path / "model.safetensors", tiny_model(pose_size=4))
+    checkpoint = save_tiny_checkpoint(tmp_path / "model.safetensors", tiny_model(pose=VECTOR_POSE))
     with pytest.raises(SystemExit, match="would read them"):
         main(arguments(store, checkpoint, tmp_path / "x.json"))
 
 
 def test_walks_that_are_read_once_are_remembered_at_every_moment_as_if_read_up_to_it() -> None:
-    model = tiny_model(pose_kind="planar", pose_size=4)
+    model = tiny_model(pose=PLANAR_POSE)
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(256, (3, 20, 16, 16, 3), dtype=torch.uint8, generator=generator)
     actions, poses = torch.randint(2, (3, 19), generator=generator), torch.randn(3, 20, 4, generator=generator)
@@ -136,7 +136,7 @@ def test_the_constant_is_the_commonest_wall_inside_the_maze_and_the_mean_object(
 
 
 def test_a_model_that_hides_noise_is_asked_and_its_path_stands_beside_it(store: Path, tmp_path: Path) -> None:
-    model = tiny_model(pose_size=4, pose_kind="planar", hide_noise=True)
+    model = tiny_model(pose=PLANAR_POSE, hide_noise=True)
     checkpoint = save_tiny_checkpoint(tmp_path / "model.safetensors", model)
     main(arguments(store, checkpoint, tmp_path / "asked.json"))
     record = json.loads((tmp_path / "asked.json").read_text())
@@ -150,13 +150,13 @@ def test_a_model_that_hides_noise_is_asked_and_its_path_stands_beside_it(store: 
 
 
 def test_a_model_that_sees_noise_is_not_asked(store: Path, tmp_path: Path) -> None:
-    checkpoint = save_tiny_checkpoint(tmp_path / "model.safetensors", tiny_model(pose_size=4, pose_kind="planar"))
+    checkpoint = save_tiny_checkpoint(tmp_path / "model.safetensors", tiny_model(pose=PLANAR_POSE))
     with pytest.raises(SystemExit, match="take --readout states"):
         main(arguments(store, checkpoint, tmp_path / "x.json", "--readout", "asked"))
 
 
 def test_a_model_that_keeps_a_map_is_read_by_its_map(store: Path, tmp_path: Path) -> None:
-    model = tiny_model(pose_size=4, pose_kind="planar", hide_noise=True, map_size=24, map_width=3, map_layer=1)
+    model = tiny_model(pose=PLANAR_POSE, hide_noise=True, map=SMALL_MAP)
     checkpoint = save_tiny_checkpoint(tmp_path / "model.safetensors", model)
     main(arguments(store, checkpoint, tmp_path / "map.json"))
     record = json.loads((tmp_path / "map.json").read_text())
@@ -171,6 +171,6 @@ def test_a_model_that_keeps_a_map_is_read_by_its_map(store: Path, tmp_path: Path
 
 
 def test_a_model_without_a_map_is_not_read_by_one(store: Path, tmp_path: Path) -> None:
-    checkpoint = save_tiny_checkpoint(tmp_path / "model.safetensors", tiny_model(pose_size=4, pose_kind="planar"))
+    checkpoint = save_tiny_checkpoint(tmp_path / "model.safetensors", tiny_model(pose=PLANAR_POSE))
     with pytest.raises(SystemExit, match="keeps no map"):
         main(arguments(store, checkpoint, tmp_path / "x.json", "--readout", "map"))

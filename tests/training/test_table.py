@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import save_tiny_checkpoint, tiny_model
+from tests.tiny import VECTOR_POSE, save_tiny_checkpoint, tiny_model
 from tests.toy_store import TOY_ENV, toy_episode, toy_header
 from training.evaluate import main as evaluate
 from training.evaluate import total_frames_seen
@@ -29,7 +29,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         writer.write(toy_episode(seed))
     made = {}
     for seed, recipe in enumerate(("some_recipe", "mamba2")):
-        checkpoint = save_tiny_checkpoint(folder / f"{recipe}.safetensors", tiny_model(seed, pose_size=4))
+        checkpoint = save_tiny_checkpoint(folder / f"{recipe}.safetensors", tiny_model(seed, pose=VECTOR_POSE))
         out = folder / f"{recipe}.json"
         options = ["--protocol", "retrieval", "--conditioning", "pose", "--context", "16", "--frames", "16"]
         options += ["--env", TOY_ENV, "--policy", "random", "--seeds", f"{FIRST}-{FIRST + 2}", "--device", "cpu"]

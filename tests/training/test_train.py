@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.tiny import save_tiny_checkpoint, tiny_model
+from tests.tiny import PLANAR_POSE, SMALL_MAP, save_tiny_checkpoint, tiny_model
 from tests.toy_store import make_toy_store
 from training.data.dataset import EpisodeDataset
 from training.loop import step as trainer
@@ -27,10 +27,17 @@ from training.recipes import Recipe, Stage, memory_maze_9x9, tiny
 from training.train import main, parse_arguments, train
 from wm_gym.checkpoint import load_checkpoint, save_checkpoint
 from wm_gym.codec import frames_to_model
+from wm_gym.nn.flat_config import FLAT_NAMES
 from wm_gym.world_model import WorldModel
 
 TINY = ("--recipe", "tiny", "--device", "cpu", "--recipe.max-minutes", "0")
-SIZES = {"model.width": 32, "model.head-dim": 16, "model.state-dim": 8, "stages.0.length": 6, "stages.1.length": 10}
+SIZES = {
+    "model.width": 32,
+    "model.scan.head-dim": 16,
+    "model.scan.state-dim": 8,
+    "stages.0.length": 6,
+    "stages.1.length": 10,
+}
 FAST = [*TINY, "--recipe.steps", "20", "--recipe.log-steps", "5"]
 FAST += [text for name, size in SIZES.items() for text in (f"--recipe.{name}", str(size))]
 
@@ -192,6 +199,32 @@ def test_other_settings_cannot_go_on_with_a_run(store: Path, tmp_path: Path) -> 
     run(store, tmp_path, "--recipe.log-steps", "3", "--stop-after-steps", "1")  # decides nothing about the weights
 
 
+def test_a_run_whose_settings_were_written_flat_goes_on(store: Path, tmp_path: Path) -> None:
+    path = run(store, tmp_path, "--stop-after-steps", "1")
+    with safetensors.safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["training"])
+    nested = header["settings"]["recipe"]["model"]
+    flat = {key: value for key, value in nested.items() if not isinstance(value, dict)}
+    for earlier, now in FLAT_NAMES.items():
+        part, _, name = now.partition(".")
+        flat[earlier] = nested[part][name]
+    flat |= {"pose_kind": "vector", "odometry": False, "bearings": False}
+    header["settings"]["recipe"]["model"] = flat
+    safetensors.torch.save_file(safetensors.torch.load_file(path), path, {"training": json.dumps(header)})
+    assert run(store, tmp_path, "--stop-after-steps", "1").name == "step_000000002.safetensors"
+
+
+def test_flags_before_the_models_parts_were_nested_still_work_with_a_warning() -> None:
+    paths = ["--data", "store", "--out", "run"]
+    earlier = ["--recipe.model.map_size=8", "--recipe.model.no-ray-lines", "--recipe.model.num-scan-groups", "2"]
+    now = ["--recipe.model.map.size=8", "--recipe.model.pose.no-ray-lines", "--recipe.model.scan.num-groups", "2"]
+    options = ["--recipe", "memory_maze_9x9_map", *paths]
+    with pytest.warns(DeprecationWarning, match=r"--recipe.model.scan.num-groups"):
+        before = parse_arguments([*options, *earlier])
+    assert before.recipe == parse_arguments([*options, *now]).recipe
+    assert before.recipe.model.map.size == 8 and not before.recipe.model.pose.ray_lines
+
+
 def test_a_run_goes_on_with_the_episodes_that_it_had_although_the_store_has_grown(tmp_path: Path) -> None:
     make_toy_store(tmp_path / "store", [0, 1, 3])
     whole = run(tmp_path / "store", tmp_path / "whole")
@@ -256,7 +289,10 @@ def test_a_missing_store_is_one_sentence_and_writes_nothing(tmp_path: Path) -> N
     [
         (["--recipe.loss.mirror-probability", "0.5"], "each of the model's 3 actions is in the mirror"),
         (["--recipe.stages.1.length", "42"], "41 frames"),
-        (["--recipe.model.pose-size", "3"], "pose_size is 3, but poses in the data have 4 numbers"),
+        (
+            ["--recipe.model.pose.size", "3", "--recipe.model.pose.kind", "vector"],
+            "pose.size is 3, but poses in the data have 4 numbers",
+        ),
         (["--recipe.model.reward-values", "0.0", "5.0"], "rewards 1"),
         (["--init", "nowhere.safetensors"], "nowhere.safetensors"),
         (["--data-device", "cuda"], "--data-device cuda needs the model on the GPU too"),
@@ -279,10 +315,10 @@ def test_mirrored_sequences_change_what_is_learned_from_the_same_data(store: Pat
 
 
 def test_the_exported_model_loads_and_tells_where_it_comes_from(store: Path, tmp_path: Path) -> None:
-    path = run(store, tmp_path, "--recipe.model.pose-size", "4")
+    path = run(store, tmp_path, "--recipe.model.pose.size", "4", "--recipe.model.pose.kind", "vector")
     exported = tmp_path / "model.safetensors"
     model = WorldModel.from_checkpoint(str(exported))
-    assert model.config.pose_size == 4
+    assert model.config.pose.size == 4
     averages = safetensors.torch.load_file(path)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, averages[f"ema.{name}"])
@@ -317,8 +353,8 @@ def test_a_run_may_take_in_its_own_frames_more_rarely_than_the_one_that_it_start
 
 
 def test_a_run_may_learn_lines_of_sight_that_its_first_model_did_not_know(tmp_path: Path) -> None:
-    first = tiny_model(pose_kind="planar", pose_size=4)
-    model = tiny_model(seed=1, pose_kind="planar", pose_size=4, ray_lines=True)
+    first = tiny_model(pose=PLANAR_POSE)
+    model = tiny_model(seed=1, pose=dataclasses.replace(PLANAR_POSE, ray_lines=True))
     trainer.load_initial_weights(model, str(save_tiny_checkpoint(tmp_path / "first.safetensors", first)))
     frames, levels, poses = torch.randn(1, 2, 3, 16, 16), torch.ones(1, 2), torch.randn(1, 2, 4)
     inputs = frames, levels, torch.zeros(1, 1, dtype=torch.int64), poses
@@ -328,8 +364,8 @@ def test_a_run_may_learn_lines_of_sight_that_its_first_model_did_not_know(tmp_pa
 
 
 def test_a_run_may_be_given_a_map_that_its_first_model_did_not_have(tmp_path: Path) -> None:
-    first = tiny_model(pose_kind="planar", pose_size=4)
-    config = dataclasses.replace(first.config, map_size=24, map_width=3, map_layer=1)
+    first = tiny_model(pose=PLANAR_POSE)
+    config = dataclasses.replace(first.config, map=SMALL_MAP)
     model = WorldModel(config)
     trainer.load_initial_weights(model, str(save_tiny_checkpoint(tmp_path / "first.safetensors", first)))
     frames, levels, poses = torch.randn(1, 3, 3, 16, 16), torch.tensor([[0.0, 0.0, 1.0]]), torch.randn(1, 3, 4)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny import TINY_MAP, make_tiny_clips, tiny_model, tiny_model_with_odometry
+from tests.tiny import SMALL_MAP, TINY_MAP, make_tiny_clips, tiny_model, tiny_model_with_odometry
+from wm_gym.nn.config import ScanConfig
 from wm_gym.wrappers.features import MapView, MemoryFeature, Remembered
 
 
@@ -74,7 +75,7 @@ def test_fewer_numbers_than_layers_are_an_error():
 
 def test_the_feature_of_a_seed_is_the_same_on_every_machine():
     # Policies are trained on one machine and used on another.
-    config = dataclasses.replace(tiny_model().config, state_dim=8, head_dim=16, width=32, block_sizes=(2, 1))
+    config = dataclasses.replace(tiny_model().config, scan=ScanConfig(head_dim=16, state_dim=8, num_groups=1))
     feature = MemoryFeature(config, 4)
     states = [torch.ones(1, blocks, 4, 16, 8) for blocks in (1, 4)]
     np.testing.assert_allclose(feature(states)[0].numpy(), [0.064771, 0.529967, 0.564294, 0.055453], atol=1e-5)
@@ -82,7 +83,9 @@ def test_the_feature_of_a_seed_is_the_same_on_every_machine():
 
 def view_of(cells, pose, **arguments):
     """What is seen of a map in which 10 was written with weight 1 into some cells of the plane."""
-    config = dataclasses.replace(tiny_model_with_odometry(**TINY_MAP).config, map_cell=0.5)
+    config = dataclasses.replace(
+        tiny_model_with_odometry(**TINY_MAP).config, map=dataclasses.replace(SMALL_MAP, cell=0.5)
+    )
     place_map = torch.zeros(1, 24, 24, 4)
     for x, y in cells:
         place_map[0, x % 24, y % 24] = torch.tensor([10.0, 0, 0, 1])

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from wm_gym.world_model import WorldModelConfig
+from wm_gym.nn.config import NO_MAP, WorldModelConfig
 
 Architecture = Literal["causal_transformer", "sliding_transformer", "mamba2", "bidirectional"]
 # Previous frames that are seen: arXiv 2505.20171, table 1, and 25 frames with the newest one, its table of Minecraft.
@@ -44,16 +44,14 @@ class BaselineConfig(WorldModelConfig):
 
 
 def baseline_config(
-    architecture: Architecture, num_layers: int, ours: WorldModelConfig | None = None, **changes: Any
+    architecture: Architecture, num_layers: int, ours: WorldModelConfig, **changes: Any
 ) -> BaselineConfig:
-    """The baseline beside `ours` (None: the default model) with so many layers and the same sizes otherwise.
+    """The baseline beside `ours` with so many layers and the same sizes otherwise.
 
     Args:
         changes: fields that differ; `window` is the paper's unless it is given.
     """
-    fields = vars(WorldModelConfig() if ours is None else ours)
-    names = {field.name for field in dataclasses.fields(WorldModelConfig)}
-    fields = {name: value for name, value in fields.items() if name in names}
-    fields["map_size"] = 0  # the map is a part of ours
+    fields = {field.name: getattr(ours, field.name) for field in dataclasses.fields(WorldModelConfig)}
     fields |= {"window": PAPER_WINDOWS.get(architecture, fields["window"]), "block_sizes": (1,) * num_layers}
+    fields["map"] = NO_MAP  # the map is a part of ours
     return BaselineConfig(**(fields | changes), architecture=architecture)

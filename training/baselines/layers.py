@@ -83,7 +83,7 @@ class MambaLayer(nn.Module):
         self.modulation = _modulation(config)
         self.scan = BlockScan(config, 1)
         self.feed_forward = FeedForward(config)
-        self.heads_shape = (config.num_scan_heads, config.head_dim, config.state_dim)
+        self.heads_shape = (config.num_scan_heads, config.scan.head_dim, config.scan.state_dim)
         _start_small(config, self.scan.out_proj, self.feed_forward[-1])
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 from training.baselines import Architecture, matching_config
 from training.recipes import RECIPES, Recipe, memory_maze_9x9_comparison
+from wm_gym.nn.config import MapConfig
 
 
-def _with_network(base: Recipe, architecture: Architecture, longest: int = 0, **changes: int) -> Recipe:
+def _with_network(base: Recipe, architecture: Architecture, longest: int = 0, **changes: Any) -> Recipe:
     """`base` with another network: about equal parameters, equal frames in every step, equal losses.
 
     Args:
@@ -44,7 +46,8 @@ def causal_transformer_192(base: Recipe) -> Recipe:
 
 def mamba2(base: Recipe) -> Recipe:
     """One Mamba2 scan over all tokens, no attention; keys as published: one group of 128, twice ours per head."""
-    return _with_network(base, "mamba2", state_dim=128, num_scan_groups=1)
+    scan = dataclasses.replace(base.model.scan, state_dim=128, num_groups=1)
+    return _with_network(base, "mamba2", scan=scan)
 
 
 def dfot_25(base: Recipe) -> Recipe:
@@ -69,7 +72,7 @@ def without_long_context(base: Recipe) -> Recipe:
 
 def with_map(base: Recipe) -> Recipe:
     """Ours with a map beside the states, which is read and written by place."""
-    return dataclasses.replace(base, model=dataclasses.replace(base.model, map_size=48))
+    return dataclasses.replace(base, model=dataclasses.replace(base.model, map=MapConfig()))
 
 
 ROWS: dict[str, Callable[[Recipe], Recipe]] = {

@@ -127,6 +127,7 @@ def odometry_case(draw: Draw, batch: int = 3, length: int = 5, width: int = 16) 
         "last": draw(6, width, scale=width**-0.5),
         "last_recent": draw(6, 9, scale=0.1),
         "scale": 5.0,
+        "surprise": 0.01,
     }
 
 

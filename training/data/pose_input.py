@@ -16,25 +16,20 @@ def model_poses(config: WorldModelConfig, poses: Poses, conditioning: Conditioni
 
     Args:
         poses: as recorded, ``[..., T, P]``; the first of the T frames is the first that the memory reads.
-        conditioning: "action": a model with odometry gets none, and tells its poses itself.
+        conditioning: "action": a model with odometry gets none, and predicts its poses itself.
 
     Raises:
         ValueError: conditioning by action of a model that needs poses, or poses of another size.
     """
-    if not config.pose_size:
+    if not config.has_poses:
         return None
     if conditioning == "action":
-        if not config.odometry:
+        if config.needs_poses:
             raise ValueError(
-                f"The checkpoint is conditioned on poses (pose_size is {config.pose_size}) and has no odometry that "
-                "would tell them from actions; take --conditioning pose."
+                f"The checkpoint is conditioned on poses of {config.pose.size} numbers and has no odometry that would "
+                "predict them from actions; take --conditioning pose."
             )
         return None
-    if poses.shape[-1] != config.pose_size:
-        raise ValueError(f"The checkpoint takes poses of {config.pose_size} numbers, and {poses.shape[-1]} are given.")
-    return relative_to_first(poses) if config.pose_kind == "planar" else poses
-
-
-def needs_poses(config: WorldModelConfig) -> bool:
-    """Whether a model can do nothing without poses."""
-    return config.pose_size > 0 and not config.odometry
+    if poses.shape[-1] != config.pose.size:
+        raise ValueError(f"The checkpoint takes poses of {config.pose.size} numbers, and {poses.shape[-1]} are given.")
+    return relative_to_first(poses) if config.pose.kind == "planar" else poses

@@ -124,7 +124,7 @@ class Dreamer:
         return Dream(frames.cpu(), log.errors())
 
     def _pose_log(self, walks: Rollouts, rows: Tensor, num_context: int) -> PoseLog:
-        tells_poses = self.model.config.odometry and self._conditioning == "action"
+        tells_poses = self.model.config.has_odometry and self._conditioning == "action"
         return PoseLog(walks.pose[rows].to(self.model.device) if tells_poses else None, num_context)
 
     def _start(self, walks: Rollouts, rows: Tensor, read: Read) -> Stepper:

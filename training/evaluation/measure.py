@@ -43,8 +43,8 @@ class Recall:
 
 def check_conditioning(model: WorldModel, walks: Rollouts, options: RecallOptions) -> None:
     """Raises ValueError unless the model can be told what the options say."""
-    if options.conditioning == "pose" and not model.config.pose_size:
-        raise ValueError("The checkpoint is not conditioned on poses (pose_size is 0); take --conditioning action.")
+    if options.conditioning == "pose" and not model.config.has_poses:
+        raise ValueError("The checkpoint is not conditioned on poses (pose.size is 0); take --conditioning action.")
     model_poses(model.config, walks.pose, options.conditioning)
 
 

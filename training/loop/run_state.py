@@ -20,6 +20,7 @@ from training.loop.distributed import Processes
 from training.loop.ema import ExponentialMovingAverage
 from training.objective.options.hooks import ActiveOptions
 from wm_gym.files import atomic_path
+from wm_gym.nn.config import nested_config
 from wm_gym.provenance import seed_ranges
 
 FORMAT_NAME = "wm_gym.training_run"
@@ -148,7 +149,10 @@ def _seeds(header: Mapping[str, Any]) -> list[int]:
 
 
 def _check_settings(path: Path, saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    saved_flat, given_flat = _flatten(saved), _flatten(json.loads(json.dumps(given)))
+    recipe = saved.get("recipe", {})
+    if isinstance(model := recipe.get("model"), Mapping):  # flat in runs that began before version 0.2
+        saved = {**saved, "recipe": {**recipe, "model": nested_config(model)}}
+    saved_flat, given_flat = flattened(saved), flattened(json.loads(json.dumps(given)))
     differences = [
         f"{name} was {saved_flat.get(name)!r} and is {given_flat.get(name)!r}"
         for name in sorted(saved_flat.keys() | given_flat.keys())
@@ -161,7 +165,8 @@ def _check_settings(path: Path, saved: Mapping[str, Any], given: Mapping[str, An
         )
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flattened(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings and lists by their dotted paths, such as "model.map.size"."""
     if isinstance(tree, Mapping):
         items = tree.items()
     elif isinstance(tree, list):
@@ -171,7 +176,7 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {
         name: leaf
         for key, value in items
-        for name, leaf in _flatten(value, f"{prefix}.{key}" if prefix else str(key)).items()
+        for name, leaf in flattened(value, f"{prefix}.{key}" if prefix else str(key)).items()
     }
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from training.data.dataset import Batch, EpisodeDataset
 from training.loop.distributed import Processes
 from training.loop.optimizers import MuonAdamW
-from training.loop.run_state import RunState
+from training.loop.run_state import RunState, flattened
 from training.objective.diffusion_forcing import ClassWeights, world_model_loss
 from training.objective.metrics import Metrics, single
 from training.objective.mirror import check_mirror
@@ -25,7 +25,7 @@ from wm_gym.nn.backbone import fused_kernels_fit
 from wm_gym.provenance import command_arguments, provenance, seed_ranges
 from wm_gym.world_model import WorldModel, WorldModelConfig
 
-MAP_PREFIX, MAP_FIELDS = "backbone.map_memory.", ("map_size", "map_cell", "map_width", "map_layer")
+MAP_PREFIX = "backbone.map_memory."
 LINE_WEIGHT = "backbone.embedding.ray.line.weight"
 
 
@@ -46,12 +46,12 @@ def model_config(recipe: Recipe, dataset: EpisodeDataset) -> WorldModelConfig:
     else:
         raise ValueError(f"Actions must be Discrete from 0 or a Box of one axis, the data has {actions}.")
     pose_size = int(dataset.pose.shape[-1])
-    if recipe.model.pose_size not in (0, pose_size):
-        raise ValueError(f"pose_size is {recipe.model.pose_size}, but poses in the data have {pose_size} numbers.")
+    if recipe.model.pose.size not in (0, pose_size):
+        raise ValueError(f"pose.size is {recipe.model.pose.size}, but poses in the data have {pose_size} numbers.")
     if recipe.loss.mirror_probability > 0:
         num_actions = action_size if action_kind == "discrete" else None
-        pose_kind = recipe.model.pose_kind if recipe.model.pose_size else None
-        check_mirror(recipe.loss.mirrored_actions, num_actions, recipe.model.hide_actions, pose_kind)
+        pose_kind = recipe.model.pose.kind if recipe.model.has_poses else None
+        check_mirror(recipe.loss.mirrored_actions, num_actions, recipe.model.pose.hide_actions, pose_kind)
     height, width, channels = observations.shape
     return dataclasses.replace(
         recipe.model,
@@ -66,25 +66,25 @@ def model_config(recipe: Recipe, dataset: EpisodeDataset) -> WorldModelConfig:
 def load_initial_weights(model: WorldModel, name_or_path: str) -> None:
     """Copies the weights of a wm_gym checkpoint. Raises ValueError if it was made with another configuration.
 
-    How often it takes in its own frames may differ, and whether it is told actions: no weight depends on that. Lines of
-    sight (`ray_lines`) that it was not told begin as 0, and so does what is read from a map (`map_size`) that it did
-    not have, so that the model starts as the checkpoint was.
+    How often it takes in its own frames may differ, and whether actions are hidden from it: no weight depends on that.
+    The weights of lines of sight (`pose.ray_lines`) that it did not get begin as 0, and so does what is read from a map
+    that it did not have, so that the model starts as the checkpoint was.
     A checkpoint's odometry is left out where the model has none: `training.odometry` adds it when all else
     is trained.
     """
     checkpoint = load_checkpoint(name_or_path)
-    wanted = model.config.to_dict()
-    given = type(model.config).from_dict(checkpoint.config).to_dict()
-    given |= {key: wanted[key] for key in ("feedback_interval", "hide_actions")}
+    config, earlier = model.config, type(model.config).from_dict(checkpoint.config)
+    wanted, given = (flattened(each.to_dict()) for each in (config, earlier))
+    given |= {key: wanted[key] for key in ("feedback_interval", "pose.hide_actions")}
     tensors = checkpoint.tensors
-    if not model.config.odometry:
-        given["odometry"] = given["bearings"] = False
+    if not config.has_odometry:
+        given |= {key: value for key, value in wanted.items() if key.startswith("odometry.")}
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("odometry.")}
-    if wanted["ray_lines"] and not given["ray_lines"]:
-        given["ray_lines"] = True
+    if config.pose.ray_lines and config.has_poses and not earlier.pose.ray_lines:
+        given["pose.ray_lines"] = True
         tensors = tensors | {LINE_WEIGHT: torch.zeros_like(model.state_dict()[LINE_WEIGHT])}
-    if wanted["map_size"] and not given["map_size"]:
-        given |= {key: wanted[key] for key in MAP_FIELDS}
+    if config.has_map and not earlier.has_map:
+        given |= {key: value for key, value in wanted.items() if key.startswith("map.")}
         tensors = tensors | {k: v for k, v in model.state_dict().items() if k.startswith(MAP_PREFIX)}
     different = sorted(key for key in wanted if given[key] != wanted[key])
     if different:

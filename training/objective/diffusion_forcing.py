@@ -132,7 +132,7 @@ def world_model_loss(
         option: may change the pass and the loss.
     """
     forward = option.forward_pass(model)
-    batch, turns = _augmented(batch, config, generator, bool(model.config.pose_size))
+    batch, turns = _augmented(batch, config, generator, model.config.has_poses)
     frames, poses = frames_to_model(batch.frames), model_poses(model.config, batch.pose)
     size, length = frames.shape[:2]
     prefixes = sample_prefixes(size, length, config, generator, turns)

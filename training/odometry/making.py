@@ -24,7 +24,7 @@ from training.recording.rollouts import check_held_out, read_rollouts
 from training.store.episode_store import open_store
 from wm_gym.checkpoint import load_checkpoint, resolve_device, save_checkpoint
 from wm_gym.files import write_json
-from wm_gym.nn.config import WorldModelConfig
+from wm_gym.nn.config import NO_MAP, NO_ODOMETRY, OdometryConfig, WorldModelConfig
 from wm_gym.odometry.visual import Odometry
 from wm_gym.provenance import provenance, seed_ranges
 from wm_gym.world_model import WorldModel
@@ -129,11 +129,11 @@ def _model(arguments: OdometryArguments) -> _Model:
     if arguments.checkpoint is not None:
         loaded = load_checkpoint(arguments.checkpoint)
         config = WorldModelConfig.from_dict(loaded.config)
-        if config.pose_kind != "planar":
+        if config.pose.kind != "planar":
             raise ValueError(
                 f"{arguments.checkpoint} is not conditioned on planar poses, so odometry is of no use to it."
             )
-        config = dataclasses.replace(config, odometry=True, bearings=_takes_bearings(arguments))
+        config = dataclasses.replace(config, odometry=_odometry_config(arguments, config.odometry))
         return _Model(config, loaded.tensors, loaded.observation_space, loaded.action_space, loaded.metadata)
     if arguments.data is None:
         loaded = load_checkpoint(str(arguments.init))
@@ -149,21 +149,20 @@ def _model(arguments: OdometryArguments) -> _Model:
         frame_channels=channels,
         action_kind="discrete" if discrete else "continuous",
         action_size=size,
-        pose_size=4,
-        pose_kind="planar",
-        odometry=True,
-        bearings=_takes_bearings(arguments),
+        map=NO_MAP,
+        odometry=_odometry_config(arguments, OdometryConfig()),
         patch_size=1,
         block_sizes=(1,),
     )
     return _Model(config, {}, header.observation_space, space, {"env_id": header.env_id, "name": "odometry"})
 
 
-def _takes_bearings(arguments: OdometryArguments) -> bool:
-    """Whether the odometry to be made does: it is to learn it, or the one that it begins with has."""
-    if arguments.bearings.steps or arguments.init is None:
-        return bool(arguments.bearings.steps)
-    return any(key.startswith(PREFIX + BEARINGS) for key in load_checkpoint(arguments.init).tensors)
+def _odometry_config(arguments: OdometryArguments, like: OdometryConfig) -> OdometryConfig:
+    """The odometry to be made, with the numbers of `like`; of kind "grid" if bearings are trained or taken over."""
+    on_grid = bool(arguments.bearings.steps)
+    if not on_grid and arguments.init is not None:
+        on_grid = any(key.startswith(PREFIX + BEARINGS) for key in load_checkpoint(arguments.init).tensors)
+    return dataclasses.replace(like, kind="grid" if on_grid else "learned")
 
 
 def _trained_parts(arguments: OdometryArguments) -> tuple[str, ...]:
@@ -293,7 +292,7 @@ def _dreams(model: _Model, arguments: OdometryArguments, device: torch.device) -
 
 def _without_odometry(model: _Model, device: torch.device) -> WorldModel:
     """The world model as it is where poses are given."""
-    config = dataclasses.replace(model.config, odometry=False, bearings=False)
+    config = dataclasses.replace(model.config, odometry=NO_ODOMETRY)
     tensors = {key: value for key, value in model.tensors.items() if not key.startswith(PREFIX)}
     return WorldModel.from_weights(config.to_dict(), tensors, device)
 

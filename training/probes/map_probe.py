@@ -33,7 +33,7 @@ def written_map(model: WorldModel, state: ModelState) -> FrameMap:
     assert newest is not None
     # Whatever frame follows it: that one is not on the map yet.
     after = model.advance(state, newest.frame, newest.action, newest.pose)
-    place_map = after.layers[model.config.map_layer].place_map
+    place_map = after.layers[model.config.map.layer].place_map
     assert place_map is not None
     return place_map
 

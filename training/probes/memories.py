@@ -37,7 +37,7 @@ Note = Callable[[ModelState, Tensor, int], tuple[Tensor, ...]]  # of a state, it
 def map_part(model: WorldModel) -> WorldModel:
     """The layers of a model up to the one before which its map is written: its memories have the same maps."""
     c = model.config
-    config = dataclasses.replace(c, block_sizes=c.block_sizes[: c.map_layer + 1])
+    config = dataclasses.replace(c, block_sizes=c.block_sizes[: c.map.layer + 1])
     part = WorldModel(config)
     part.load_state_dict({name: value for name, value in model.state_dict().items() if name in part.state_dict()})
     return part.to(model.device).eval().requires_grad_(False)

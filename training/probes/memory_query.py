@@ -15,18 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.probes.maze_labels import grid_around
+from training.probes.maze_labels import FIELD_OF_VIEW, grid_around
 from training.probes.probe_model import AnyProbe, ProbeData, ProbeTraining, mean_places, object_loss, wall_loss
 from wm_gym.array_typing import Actions, Poses, Tokens
 from wm_gym.nn.config import WorldModelConfig
 from wm_gym.nn.map_memory import Places
-from wm_gym.nn.pose_embedding import FIELD_OF_VIEW
 from wm_gym.nn.state import ModelState
 from wm_gym.poses import relative_to
 from wm_gym.world_model import WorldModel
 
 FRAMES_AT_ONCE = 120  # of each memory; bounds what a parallel pass takes
 NUM_VIEWS = 128  # that are kept of a way back
+_VIEW = math.radians(FIELD_OF_VIEW)
 FARTHEST = 7.0  # cells; what is farther is not read from a view
 OBJECT_WEIGHT = 0.1  # of an object's cross-entropy, beside that of walls
 _SCALES = (0.4, 0.8, 1.6, 3.2)  # radians per cell, of a distance as sines and cosines
@@ -35,7 +35,7 @@ _NEAR = (0.5, 1.0, 1.5)  # cells
 
 def can_be_asked(config: WorldModelConfig) -> bool:
     """Whether a model is told poses, and sees nothing of the noise that it is asked with."""
-    return config.pose_kind == "planar" and config.hide_noise
+    return config.pose.kind == "planar" and config.hide_noise
 
 
 @torch.no_grad()
@@ -129,7 +129,7 @@ class AskedProbe(AnyProbe):
         radius = (round(data.walls.shape[1] ** 0.5) - 1) // 2
         offset = 1 - (2 * torch.arange(columns) + 1) / columns  # of the image plane, left positive
         self.register_buffer("positions", torch.tensor(grid_around(radius), dtype=torch.float32), persistent=False)
-        self.register_buffer("column_angles", torch.atan(offset * math.tan(FIELD_OF_VIEW / 2)), persistent=False)
+        self.register_buffer("column_angles", torch.atan(offset * math.tan(_VIEW / 2)), persistent=False)
 
     def forward(self, inputs: Sequence[Tensor], told: Tensor) -> tuple[Tensor, Tensor]:
         """See `AnyProbe`. Nothing that it is told is used."""
@@ -148,7 +148,7 @@ class AskedProbe(AnyProbe):
         place = self.place(torch.cat([phase.sin(), phase.cos(), 5 * off, near], -1))
         seen = self.seen(self.view(self.norm(views.float())))
         seen = seen.gather(2, column[..., None].expand(*column.shape, seen.shape[-1]))
-        in_view = (bearing.abs() < 0.52 * FIELD_OF_VIEW) & (distance < FARTHEST)
+        in_view = (bearing.abs() < 0.52 * _VIEW) & (distance < FARTHEST)
         read = F.silu(self.pair(F.silu(place + seen))) * in_view[..., None]
         nearest = distance.amin(1)
         nearest = torch.stack([nearest, (nearest < 0.6).float()], -1)

@@ -162,8 +162,8 @@ class MapReading(Reading):
 
     def __init__(self, config: WorldModelConfig, around: Around) -> None:
         super().__init__(config, around)
-        if not config.map_size:
-            raise ValueError("The checkpoint keeps no map (map_size is 0); take --readout states or asked.")
+        if not config.has_map:
+            raise ValueError("The checkpoint keeps no map (map.size is 0); take --readout states or asked.")
 
     def inputs(self, model: WorldModel, walk: Walk, lengths: list[int]) -> dict[str, Noted]:
         return super().inputs(map_part(model), walk, lengths)
@@ -179,13 +179,13 @@ class MapReading(Reading):
 
     def beside(self, model: WorldModel, walk: Walk, lengths: list[int], note: Note, state: Noted) -> dict[str, Noted]:
         weights = {
-            length: (place_map * (torch.arange(place_map.shape[2]) == self.config.map_width).to(place_map), seats)
+            length: (place_map * (torch.arange(place_map.shape[2]) == self.config.map.width).to(place_map), seats)
             for length, (place_map, seats) in state.items()
         }
         return {"last_frame": _after_last(1, model, walk, lengths, note), "weights": weights}
 
     def probe(self, data: ProbeData, options: ProbeTraining) -> AnyProbe:
-        return MapProbe(data, options, self.config.map_cell)
+        return MapProbe(data, options, self.config.map.cell)
 
     def definitions(self) -> dict[str, str]:
         return {
@@ -218,5 +218,5 @@ def reading_of(readout: Readout | None, config: WorldModelConfig, around: Around
         ValueError: the model cannot be read so.
     """
     if readout is None:
-        readout = "map" if config.map_size else "asked" if can_be_asked(config) else "states"
+        readout = "map" if config.has_map else "asked" if can_be_asked(config) else "states"
     return _READINGS[readout](config, around)

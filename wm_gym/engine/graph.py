@@ -298,4 +298,4 @@ def _there(buffer: Tensor | None) -> Tensor:
 
 def _kernels_take(config: WorldModelConfig) -> bool:
     """Whether the Triton scan takes the sizes of a model: powers of two from 16 on."""
-    return all(size >= 16 and size & (size - 1) == 0 for size in (config.head_dim, config.state_dim))
+    return all(size >= 16 and size & (size - 1) == 0 for size in (config.scan.head_dim, config.scan.state_dim))

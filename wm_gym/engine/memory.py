@@ -84,18 +84,18 @@ class StepMemory:
         for size in sorted(set(c.block_sizes)):
             count, blocks = c.block_sizes.count(size), c.num_tokens // size**2
             scan[size] = (
-                buffer(count, blocks, c.num_scan_heads, c.head_dim, c.state_dim, dtype=state_dtype),
+                buffer(count, blocks, c.num_scan_heads, c.scan.head_dim, c.scan.state_dim, dtype=state_dtype),
                 buffer(count, blocks, CONV_TAPS - 1, c.num_scan_channels),
             )
         rings = buffer(len(c.block_sizes), c.window, c.num_tokens, 2, c.num_attention_heads, head_dim)
-        place_map = buffer(1, *map_shape(c), dtype=torch.float32)[0] if c.map_size else None
+        place_map = buffer(1, *map_shape(c), dtype=torch.float32)[0] if c.has_map else None
         self.place_map = place_map
         layers = []
         for i, size in enumerate(c.block_sizes):
             number = c.block_sizes[:i].count(size)
             ssm_states, conv_states = scan[size]
             layers.append(
-                LayerMemory(ssm_states[number], conv_states[number], rings[i], place_map if i == c.map_layer else None)
+                LayerMemory(ssm_states[number], conv_states[number], rings[i], place_map if i == c.map.layer else None)
             )
         self.layers = tuple(layers)
         self.frame = buffer(1, c.frame_channels, c.frame_height, c.frame_width, dtype=torch.float32)[0]
@@ -105,8 +105,8 @@ class StepMemory:
             self.action = buffer(1, c.action_size, dtype=torch.float32)[0]
         self.has_action = buffer(1, dtype=torch.bool)[0]
         self.dreamed = buffer(1, dtype=torch.bool)[0]
-        self.pose = buffer(1, c.pose_size, dtype=torch.float32)[0] if c.pose_size else None
-        self.odometry = buffer(1, odometry_state_size(c), dtype=torch.float32)[0] if c.odometry else None
+        self.pose = buffer(1, c.pose.size, dtype=torch.float32)[0] if c.has_poses else None
+        self.odometry = buffer(1, odometry_state_size(c), dtype=torch.float32)[0] if c.has_odometry else None
         self.num_committed = buffer(1, dtype=torch.int64)[0]
         self.only_dreamed = False
 

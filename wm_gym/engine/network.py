@@ -73,7 +73,7 @@ class StepNetwork:
             has_action: ``[B, F]``, False where there is none.
             poses: F times ``[B, P]``, or nothing.
         """
-        if self.config.hide_actions:
+        if self.config.pose.hide_actions:
             has_action = torch.zeros_like(has_action)
         return self._condition(actions, has_action, poses)
 
@@ -131,7 +131,7 @@ class StepNetwork:
         tokens, modulation = self._begin(frames, condition, (memory.pose,))
         branch: Tensor | None = None
         gate: Tensor | None = None
-        for i in range(self.config.map_layer):
+        for i in range(self.config.map.layer):
             branch, gate = self._layer(i, tokens, branch, gate, modulation, memory, 0)
         tokens = _summed(tokens, branch, gate)[0]
         grid = (len(frames), 1, self.config.token_rows, self.config.token_columns, -1)

@@ -58,7 +58,7 @@ class ConditionEmbedding(nn.Module):
         super().__init__()
         width = config.condition_width
         self.width = width
-        self.hide_actions = config.hide_actions
+        self.hide_actions = config.pose.hide_actions
         self.noise = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.no_action = nn.Parameter(torch.randn(width) * 0.02)
         if config.action_kind == "discrete":
@@ -67,10 +67,10 @@ class ConditionEmbedding(nn.Module):
         else:
             self.action = nn.Sequential(nn.Linear(config.action_size, width), nn.SiLU(), nn.Linear(width, width))
         self.pose = None
-        if config.pose_kind == "planar":
+        if config.pose.kind == "planar":
             self.pose = PlanarPose(config)
-        elif config.pose_size:
-            self.pose = nn.Sequential(nn.Linear(config.pose_size, width), nn.SiLU(), nn.Linear(width, width))
+        elif config.has_poses:
+            self.pose = nn.Sequential(nn.Linear(config.pose.size, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(
         self,
@@ -104,7 +104,7 @@ class Backbone(nn.Module):
         self.embedding = PatchEmbedding(config)
         self.condition = ConditionEmbedding(config)
         self.layers = nn.ModuleList(self.make_layers())
-        self.map_memory = MapMemory(config) if config.map_size else None
+        self.map_memory = MapMemory(config) if config.has_map else None
         self.noise = NoiseEmbedding(config) if config.sample_noise else None
         self.frame_head = FrameHead(config)
         self.event_head = EventHead(config)
@@ -122,12 +122,12 @@ class Backbone(nn.Module):
         c = self.config
         states = []
         for i, size in enumerate(c.block_sizes):
-            has_map = self.map_memory is not None and i == c.map_layer
+            has_map = self.map_memory is not None and i == c.map.layer
             blocks = c.num_tokens // size**2
             kv_shape = (batch_size, c.window, c.num_tokens, 2, c.num_attention_heads, c.width // c.num_attention_heads)
             states.append(
                 LayerState(
-                    torch.zeros(batch_size, blocks, c.num_scan_heads, c.head_dim, c.state_dim, device=device),
+                    torch.zeros(batch_size, blocks, c.num_scan_heads, c.scan.head_dim, c.scan.state_dim, device=device),
                     torch.zeros(batch_size, blocks, CONV_TAPS - 1, c.num_scan_channels, device=device, dtype=dtype),
                     torch.zeros(kv_shape, device=device, dtype=dtype),
                     torch.zeros(batch_size, *map_shape(c), device=device) if has_map else None,
@@ -179,19 +179,19 @@ class Backbone(nn.Module):
         not written: they enter memory as a whole. ``known_from``: weight from which on a place counts as known.
         """
         c, frame = self.config, newest.with_time()
-        before = layers[c.map_layer].place_map
+        before = layers[c.map.layer].place_map
         assert self.map_memory is not None and before is not None and newest.pose is not None
         level = frame.frame.new_zeros(len(before), 1)
         condition = self.condition(level, frame.action, frame.has_action, frame.pose)
         tokens = self.embedding(frame.frame, frame.pose)
         head_dim = c.width // c.num_attention_heads
         rotary = Rotary.create(c.window + 1, c.token_rows, c.token_columns, head_dim, tokens.device)
-        for layer, state in zip(self.layers[: c.map_layer], layers, strict=False):
+        for layer, state in zip(self.layers[: c.map.layer], layers, strict=False):
             tokens = layer(tokens, condition, rotary, state, num_cached, 0, None)[0]
         place_map = before.clone()
         self.map_memory.fill_in(tokens, newest.pose, place_map, newest.dreamed, known_from)
-        changed = dataclasses.replace(layers[c.map_layer], place_map=place_map)
-        return (*layers[: c.map_layer], changed, *layers[c.map_layer + 1 :])
+        changed = dataclasses.replace(layers[c.map.layer], place_map=place_map)
+        return (*layers[: c.map.layer], changed, *layers[c.map.layer + 1 :])
 
     def run_layers(
         self,
@@ -214,7 +214,7 @@ class Backbone(nn.Module):
 
             before = {}
             if (map_memory := self.map_memory) is not None:
-                before[c.map_layer] = lambda tokens: map_memory(tokens, places, None, 0)[0]
+                before[c.map.layer] = lambda tokens: map_memory(tokens, places, None, 0)[0]
             layers_ = cast(Sequence[Layer], self.layers)
             return run_layers(layers_, tokens, condition, rotary, self.checkpoint_layers, before), ()
         block_mask = None
@@ -224,7 +224,7 @@ class Backbone(nn.Module):
         for i, layer in enumerate(self.layers):
             before = None if layers is None else layers[i]
             place_map = None
-            if self.map_memory is not None and i == c.map_layer:
+            if self.map_memory is not None and i == c.map.layer:
                 given = None if before is None else before.place_map
                 read, place_map = self.map_memory(tokens, places, given, num_committed)
                 tokens = tokens + read
@@ -245,6 +245,6 @@ def fused_kernels_fit(config: WorldModelConfig, device: torch.device) -> bool:
     """Whether the fused kernels of a pass without memory run on this device and take these sizes."""
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return False
-    head_dims = (config.head_dim, config.state_dim, config.width // config.num_attention_heads)
+    head_dims = (config.scan.head_dim, config.scan.state_dim, config.width // config.num_attention_heads)
     # Tiles of the matrix units: powers of two, neither too small nor too large for a program's registers.
     return all(size in (16, 32, 64) for size in head_dims) and config.num_tokens % 16 == 0

@@ -42,10 +42,10 @@ class BlockScan(nn.Module):
         super().__init__()
         self.block_size = block_size
         self.num_heads = config.num_scan_heads
-        self.num_groups = config.num_scan_groups
-        self.head_dim = config.head_dim
-        self.state_dim = config.state_dim
-        self.inner = config.expand * config.width
+        self.num_groups = config.scan.num_groups
+        self.head_dim = config.scan.head_dim
+        self.state_dim = config.scan.state_dim
+        self.inner = config.scan.expand * config.width
         self.mixed = config.num_scan_channels
         self.in_proj = nn.Linear(config.width, self.inner + self.mixed + self.num_heads, bias=False)
         self.conv_weight = nn.Parameter(torch.empty(CONV_TAPS, self.mixed).uniform_(-1, 1) / math.sqrt(CONV_TAPS))

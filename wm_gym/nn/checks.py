@@ -42,8 +42,8 @@ def check_pose(config: WorldModelConfig, pose: Tensor | None, leading: tuple[int
     """Raise unless ``pose`` is None or ``[*leading, P]`` for a model that is conditioned on poses."""
     if pose is None:
         return
-    if not config.pose_size:
+    if not config.has_poses:
         raise ValueError("a pose was given to a model without pose conditioning; leave it out.")
-    expected = (*leading, config.pose_size)
+    expected = (*leading, config.pose.size)
     if tuple(pose.shape) != expected:
         raise ValueError(f"pose has shape {tuple(pose.shape)}; expected {expected}.")

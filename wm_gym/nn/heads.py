@@ -68,7 +68,7 @@ class PatchEmbedding(nn.Module):
         self.patch_size = config.patch_size
         self.proj = nn.Linear(config.frame_channels * config.patch_size**2, config.width)
         self.position = nn.Parameter(torch.randn(config.token_rows, config.token_columns, config.width) * 0.02)
-        self.ray = RayEmbedding(config) if config.pose_kind == "planar" else None
+        self.ray = RayEmbedding(config) if config.pose.kind == "planar" else None
 
     def forward(self, frames: ModelFrames, pose: Poses | None = None) -> Tokens:
         tokens = self.proj(patchify(frames, self.patch_size))

@@ -11,7 +11,6 @@ add. It wraps around, so the world may be larger than the map; places that share
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -20,10 +19,8 @@ from torch import Tensor, nn
 
 from wm_gym.array_typing import FrameMap, NoiseLevels, Pose, Poses, RowMask, Tokens
 from wm_gym.nn.config import WorldModelConfig
-from wm_gym.nn.pose_embedding import FIELD_OF_VIEW, heading_angle
+from wm_gym.nn.pose_embedding import heading_angle, ray_angles
 
-RAYS = 16  # of a frame, or one for each column of tokens if there are more
-DISTANCES = (0.2, 0.5, 0.8, 1.1, 1.4, 1.7, 2.1, 2.5, 2.9, 3.4, 3.9, 4.5, 5.2, 6.0, 7.0, 8.0)  # of the points, in cells
 _COLUMN_WIDTH = 32  # numbers that a token contributes to its column
 _HIDDEN = 224
 _FIRST_WEIGHT = -2.0  # logit of what is written at each point
@@ -36,7 +33,7 @@ class Places(NamedTuple):
 
     Attributes:
         level: noise levels ``[B, T]``; what is noise is not written.
-        pose: ``[B, T, 4]``, in cells; None of a model without planar poses, which has no map.
+        pose: ``[B, T, 4]``; None of a model without planar poses, which has no map.
     """
 
     level: NoiseLevels
@@ -47,7 +44,7 @@ class MapMemory(nn.Module):
     """Writes tokens into a map and reads it for others. R rays, D distances, ``[..., V + 1]`` values and weight.
 
     Args:
-        config: with ``map_size`` above 0 and planar poses.
+        config: with a map, hence planar poses.
     """
 
     distances: Tensor
@@ -57,13 +54,12 @@ class MapMemory(nn.Module):
         super().__init__()
         self.config = config
         rows, columns = config.token_rows, config.token_columns
-        self.rays_per_column = max(RAYS // columns, 1)
-        rays = columns * self.rays_per_column
-        offset = 1 - (2 * torch.arange(rays) + 1) / rays  # of the image plane, left positive
-        self.register_buffer("angles", torch.atan(offset * math.tan(FIELD_OF_VIEW / 2)), persistent=False)
-        self.register_buffer("distances", torch.tensor(DISTANCES), persistent=False)
-        self.values = config.map_width
-        points = self.rays_per_column * len(DISTANCES)
+        self.rays_per_column = max(config.map.rays // columns, 1)
+        angles = ray_angles(config.pose, columns * self.rays_per_column)
+        self.register_buffer("angles", angles, persistent=False)
+        self.register_buffer("distances", torch.tensor(config.map.distances), persistent=False)
+        self.values = config.map.width
+        points = self.rays_per_column * len(config.map.distances)
         self.narrow = nn.Linear(config.width, _COLUMN_WIDTH)
         self.lift = nn.Linear(rows * _COLUMN_WIDTH, points * (self.values + 1))
         self.gather = nn.Linear(points * (self.values + 1), _HIDDEN)
@@ -136,20 +132,22 @@ class MapMemory(nn.Module):
         """Cells of the map around the points of each ray, int64 ``[B, T, R, D, 4]``, and the share of each."""
         angle = heading_angle(pose)[..., None] + self.angles  # [B, T, R]
         along = torch.stack([angle.cos(), angle.sin()], dim=-1)[..., None, :] * self.distances[:, None]
-        return cells_at((pose[..., None, None, :2].float() + along) / self.config.map_cell, self.config.map_size)
+        return cells_at((pose[..., None, None, :2].float() + along) / self.config.map.cell, self.config.map.size)
 
     def written(self, tokens: Tokens, level: NoiseLevels) -> Tensor:
         """Values and weight at the points of each ray, ``[B, T, R, D, V + 1]``, float32."""
         columns = self.narrow(tokens).transpose(2, 3).flatten(3)  # [B, T, columns, rows * narrow]
         lifted = self.lift(F.silu(columns)).float()
-        lifted = lifted.view(*lifted.shape[:3], self.rays_per_column, len(DISTANCES), self.values + 1).flatten(2, 3)
+        lifted = lifted.view(*lifted.shape[:3], self.rays_per_column, len(self.distances), self.values + 1).flatten(
+            2, 3
+        )
         weight = (lifted[..., -1:] + _FIRST_WEIGHT).sigmoid() * (1 - 4 * level).clamp(min=0)[..., None, None, None]
         return torch.cat([lifted[..., :-1] * weight, weight], dim=-1)
 
     def _added(self, places: Tensor, shares: Tensor, written: Tensor) -> Tensor:
         """What each frame adds to the map, ``[B, T, G * G, V + 1]``."""
         batch, frames = written.shape[:2]
-        added = written.new_zeros(batch * frames, self.config.map_size**2, self.values + 1)
+        added = written.new_zeros(batch * frames, self.config.map.size**2, self.values + 1)
         index, portions = self._portions(places.flatten(0, 1), shares.flatten(0, 1), written)
         # On a GPU in whatever order (unless torch is told to be deterministic): sorting takes ten times as long.
         return added.flatten(0, 1).index_add_(0, index, portions).view(batch, frames, -1, self.values + 1)
@@ -161,7 +159,7 @@ class MapMemory(nn.Module):
 
     def _portions(self, places: Tensor, shares: Tensor, written: Tensor) -> tuple[Tensor, Tensor]:
         """Cells of n maps after each other, and what goes into each, for places and shares ``[n, R, D, 4]``."""
-        first = torch.arange(len(places), device=places.device).view(-1, 1, 1, 1) * self.config.map_size**2
+        first = torch.arange(len(places), device=places.device).view(-1, 1, 1, 1) * self.config.map.size**2
         portions = written.reshape(*shares.shape[:3], 1, -1) * shares[..., None]
         return (places + first).flatten(), portions.flatten(0, -2)
 
@@ -215,7 +213,7 @@ def read_map(config: WorldModelConfig, place_map: FrameMap, points: Tensor, rows
     """
     if rows is None:
         rows = torch.arange(len(points), device=points.device)
-    places, shares = cells_at(points / config.map_cell, config.map_size)
+    places, shares = cells_at(points / config.map.cell, config.map.size)
     return _sums(place_map, places + rows.view(-1, 1, 1) * place_map.shape[1], shares)
 
 
@@ -227,4 +225,4 @@ def _sums(maps: Tensor, places: Tensor, shares: Tensor) -> Tensor:
 
 def map_shape(config: WorldModelConfig) -> tuple[int, int]:
     """Cells of a map, and numbers in each: the values and the weight that was written."""
-    return config.map_size**2, config.map_width + 1
+    return config.map.size**2, config.map.width + 1

@@ -9,24 +9,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wm_gym.array_typing import Poses
-from wm_gym.nn.config import WorldModelConfig
+from wm_gym.nn.config import PoseConfig, WorldModelConfig
 
-WAVELENGTHS = (40.0, 20.0, 10.0, 5.0, 2.5, 1.25)  # cells; the longest is twice the extent of a maze seen from inside
 NUM_HARMONICS = 8  # of an angle: the finest has a wavelength of 45 degrees
-FIELD_OF_VIEW = math.radians(80)  # where the learned directions of the columns begin; that of Memory Maze's camera
-_FEATURES = 4 * len(WAVELENGTHS) + 2 * NUM_HARMONICS
 
 
 class PlanarFeatures(nn.Module):
-    """Sines and cosines of positions ``[..., 2]`` and angles ``[...]`` in radians, ``[..., 40]``, float32."""
+    """Sines and cosines of positions ``[..., 2]`` and angles ``[...]`` in radians, ``[..., size]``, float32."""
 
     frequency: Tensor
     harmonic: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, config: PoseConfig) -> None:
         super().__init__()
+        self.length_size = 4 * len(config.wavelengths)
+        self.size = self.length_size + 2 * NUM_HARMONICS
         # Buffers, for what is captured in a CUDA graph must not copy constants from the host.
-        self.register_buffer("frequency", math.tau / torch.tensor(WAVELENGTHS), persistent=False)
+        self.register_buffer("frequency", math.tau / torch.tensor(config.wavelengths), persistent=False)
         self.register_buffer("harmonic", torch.arange(1.0, NUM_HARMONICS + 1), persistent=False)
 
     def forward(self, position: Tensor, angle: Tensor) -> Tensor:
@@ -34,7 +33,7 @@ class PlanarFeatures(nn.Module):
         return torch.cat([self.of_lengths(position), multiple.cos(), multiple.sin()], dim=-1)
 
     def of_lengths(self, lengths: Tensor) -> Tensor:
-        """Of two lengths ``[..., 2]`` alone, ``[..., 24]``."""
+        """Of two lengths ``[..., 2]`` alone, ``[..., length_size]``."""
         phase = (lengths.float()[..., None] * self.frequency).flatten(-2)
         return torch.cat([phase.cos(), phase.sin()], dim=-1)
 
@@ -45,8 +44,8 @@ class PlanarPose(nn.Module):
     def __init__(self, config: WorldModelConfig) -> None:
         super().__init__()
         width = config.condition_width
-        self.features = PlanarFeatures()
-        self.mlp = nn.Sequential(nn.Linear(_FEATURES, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
+        self.features = PlanarFeatures(config.pose)
+        self.mlp = nn.Sequential(nn.Linear(self.features.size, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
 
     def forward(self, pose: Poses) -> Tensor:
         return self.mlp(self.features(pose[..., :2], heading_angle(pose)))
@@ -61,11 +60,10 @@ class RayEmbedding(nn.Module):
     def __init__(self, config: WorldModelConfig) -> None:
         super().__init__()
         columns, width = config.token_columns, config.width
-        offset = 1 - (2 * torch.arange(columns) + 1) / columns  # of the image plane, left positive
-        self.column_angles = nn.Parameter(torch.atan(offset * math.tan(FIELD_OF_VIEW / 2)))
-        self.features = PlanarFeatures()
-        self.hidden = nn.Linear(_FEATURES, width)
-        self.line = nn.Linear(4 * len(WAVELENGTHS), width, bias=False) if config.ray_lines else None
+        self.column_angles = nn.Parameter(ray_angles(config.pose, columns))
+        self.features = PlanarFeatures(config.pose)
+        self.hidden = nn.Linear(self.features.size, width)
+        self.line = nn.Linear(self.features.length_size, width, bias=False) if config.pose.ray_lines else None
         self.row = nn.Parameter(torch.randn(config.token_rows, width) * 0.1)
         self.out = nn.Linear(width, width)
 
@@ -88,6 +86,12 @@ def line_of_sight(position: Tensor, angle: Tensor) -> Tensor:
     x, y = position.float().unbind(-1)
     cos, sin = angle.float().cos(), angle.float().sin()
     return torch.stack([x * sin - y * cos, x * cos + y * sin], dim=-1)
+
+
+def ray_angles(config: PoseConfig, num_rays: int) -> Tensor:
+    """Directions of rays through the middles of equal parts of a frame's width, radians left of the heading ``[R]``."""
+    offset = 1 - (2 * torch.arange(num_rays) + 1) / num_rays  # of the image plane, left positive
+    return torch.atan(offset * math.tan(math.radians(config.field_of_view) / 2))
 
 
 def heading_angle(pose: Poses) -> Tensor:

@@ -15,11 +15,8 @@ from wm_gym.nn.config import WorldModelConfig
 from wm_gym.nn.map_memory import map_shape, read_map, seen_of
 from wm_gym.poses import MOTION_SIZE, moved
 
-SPACING = 0.2  # cells between the points that are felt for ...
-REACH = 3  # ... of which so many lie to each side
 _POINT_WIDTH = 6
 _WIDTH = 64
-_MOTION_SCALE = 5.0  # motions are fractions of a cell and of a radian; inputs should be of order 1
 _OUT_SCALE = 0.1
 
 
@@ -36,7 +33,8 @@ class MapOdometry(nn.Module):
     def __init__(self, config: WorldModelConfig, num_actions: int) -> None:
         super().__init__()
         self.config = config
-        side = SPACING * torch.arange(-REACH, REACH + 1)
+        reach = config.odometry.touch_reach
+        side = config.odometry.touch_spacing * torch.arange(-reach, reach + 1)
         self.register_buffer("points", torch.cartesian_prod(side, side), persistent=False)
         self.point = nn.Linear(map_shape(config)[1], _POINT_WIDTH)
         self.around = nn.Linear(len(self.points) * _POINT_WIDTH, _WIDTH)
@@ -66,7 +64,7 @@ class MapOdometry(nn.Module):
         points = pose[..., None, :2] + self.points[:, :1] * heading + self.points[:, 1:] * left
         seen = seen_of(read_map(self.config, place_map, points.flatten(1, 2), rows))
         felt = F.silu(self.point(seen)).view(batch, length, -1)
-        inputs = torch.cat([recent * _MOTION_SCALE, actions], dim=-1)
+        inputs = torch.cat([recent * self.config.odometry.motion_scale, actions], dim=-1)
         x = F.silu(self.hidden(F.silu(self.around(felt) + self.enter(inputs))))
         return self.out(x) + self.straight(inputs)
 

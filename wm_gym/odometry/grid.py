@@ -28,7 +28,7 @@ _POINT_WIDTH, _WALL_WIDTH, _FREE_WIDTH, _WIDTH = 8, 64, 64, 128
 _PARTS = 4  # of a motion
 _KEPT = 16  # numbers that one part leaves to the next
 _FIRST_RADIUS = 0.1  # cells
-_MOTION_SCALE, _PLACE_SCALE, _DEPTH_SCALE = 5.0, 4.0, 10.0  # inputs should be of order 1
+_PLACE_SCALE, _DEPTH_SCALE = 4.0, 10.0  # inputs should be of order 1
 _OUT_SCALE = 0.1
 # Logit from which on a cell is taken for a wall: where nobody looked it is free, for an agent that is stopped by a wall
 # that is none is lost sooner than one that walks through a wall that nobody saw.
@@ -122,17 +122,18 @@ class GridOdometry(nn.Module):
 
     def moves(self, place: InCell, walls: Tensor, recent: Tensor, actions: Tensor) -> Tensor:
         """Motions ``[B, T, 3]``; `walls` are 1 in those of the cells `AROUND` that are, else 0, ``[B, T, 8]``."""
-        inputs = torch.cat([recent * _MOTION_SCALE, actions], dim=-1)
+        scale = self.config.odometry.motion_scale
+        inputs = torch.cat([recent * scale, actions], dim=-1)
         free = self.straight(inputs) + self.free(F.silu(self.bend(inputs)))
-        steady = self.enter(torch.cat([inputs, free * _MOTION_SCALE, walls], dim=-1))
+        steady = self.enter(torch.cat([inputs, free * scale, walls], dim=-1))
         along, across, angle = place.along, place.across, place.angle
         speed, depths = free / _PARTS, torch.zeros_like(walls)
         kept = walls.new_zeros(*walls.shape[:-1], _KEPT)
         for _ in range(_PARTS):
             where = torch.stack([along, across], dim=-1) * _PLACE_SCALE
-            turned = torch.stack([angle, angle.sin()], dim=-1) * _MOTION_SCALE
+            turned = torch.stack([angle, angle.sin()], dim=-1) * scale
             met = depths * (_PARTS * _DEPTH_SCALE)
-            told = torch.cat([speed * (_PARTS * _MOTION_SCALE), met, where, turned, kept], dim=-1)
+            told = torch.cat([speed * (_PARTS * scale), met, where, turned, kept], dim=-1)
             x = F.silu(steady + self.part(told))
             change, left = self.out(x + F.silu(self.deep(x))).split((MOTION_SIZE, _KEPT), dim=-1)
             speed, kept = speed + change / _PARTS, kept + left

@@ -41,12 +41,10 @@ from wm_gym.poses import MOTION_SIZE, motion_between
 
 _CHANNELS = (16, 24, 16)  # of the convolutions over one frame; the last is what is kept of the frame before
 _PAIR_CHANNELS = (48, 48, 64)  # of those over two frames
-_SHIFT = 4  # cells of a view, to both sides: a quick turn moves the picture by 17 of 64 pixels
 PAST_ACTIONS = 3  # before the newest one; friction makes free motion more than linear in the last two motions
 _WIDTH = 64
 _FIRST_SHARPNESS = 10.0  # of the choice among shifts, by how well they fit
 _FIRST_TRUST = -2.0  # logit; eyes have to be trained before they are of use
-_MOTION_SCALE = 5.0  # motions are fractions of a cell and of a radian; inputs should be of order 1
 _RECENT = 2 * MOTION_SIZE  # numbers in the two motions that are remembered
 _INPUTS = _RECENT + MOTION_SIZE  # and how far the frame is from where it was expected
 _OUTPUTS = 2 * MOTION_SIZE  # how far to trust the eyes, and a motion
@@ -95,7 +93,7 @@ class Odometry(nn.Module):
         )
         self._view_shape = _view_shape(config)
         wide, middle, deep = _PAIR_CHANNELS
-        shifts = 2 * _SHIFT + 1
+        shifts = 2 * config.odometry.largest_shift + 1
         self.pair = nn.Sequential(
             nn.Conv2d(2 * third + shifts, wide, 3, 2, 1),
             nn.SiLU(),
@@ -117,9 +115,9 @@ class Odometry(nn.Module):
         self.out_action = nn.Linear(past + config.action_size, _OUTPUTS)
         self.out_recent = nn.Linear(_INPUTS, _OUTPUTS, bias=False)
         self.seen = nn.Linear(_WIDTH, MOTION_SIZE)
-        by_map = GridOdometry if config.bearings else MapOdometry
-        self.by_map = by_map(config, past + config.action_size) if config.map_size else None
-        self.bearings = Bearings(config) if config.bearings else None
+        by_map = GridOdometry if config.odometry.kind == "grid" else MapOdometry
+        self.by_map = by_map(config, past + config.action_size) if config.has_map else None
+        self.bearings = Bearings(config) if config.odometry.kind == "grid" else None
         with torch.no_grad():
             for layer in (self.out, self.out_recent, self.out_action, self.seen):
                 for parameter in layer.parameters():
@@ -199,7 +197,7 @@ class Odometry(nn.Module):
         hidden, out, seen, has_previous, views = self.look(state, frames, actions, real)
         weights = self._recurrent_weights()
         poses, recent = odometry_scan(
-            hidden, out, seen, has_previous, state[:, :_RECENT], pose, *weights, _MOTION_SCALE, backend=self.backend
+            hidden, out, seen, has_previous, state[:, :_RECENT], pose, *weights, *self._scales(), backend=self.backend
         )
         past = self._history(state, actions)[:, -1, self.config.action_size :]
         parts = [recent, torch.ones_like(recent[:, :1]), past, views[:, -1]]
@@ -243,7 +241,8 @@ class Odometry(nn.Module):
         How well a cell fits those of the view before, when these are shifted sideways, tells the turn; how columns
         differ in that tells the way forward.
         """
-        shifted = F.pad(before, (_SHIFT, _SHIFT)).unfold(3, views.shape[3], 1)  # [N, C, H, shifts, W]
+        shift = self.config.odometry.largest_shift
+        shifted = F.pad(before, (shift, shift)).unfold(3, views.shape[3], 1)  # [N, C, H, shifts, W]
         fit = (shifted * views.unsqueeze(3)).mean(1).transpose(1, 2)  # [N, shifts, H, W]
         columns = (fit.mean(2) * self.sharpness).softmax(1).flatten(1)
         pair = self.pair(torch.cat([before, views, fit], dim=1))
@@ -253,13 +252,16 @@ class Odometry(nn.Module):
         """The recursion with gradients; see :func:`wm_gym.ops.odometry.odometry_motions`."""
         hidden, out, seen, has_previous, _ = looked
         return odometry_motions(
-            hidden, out, seen, has_previous, state[:, :_RECENT], *self._recurrent_weights(), _MOTION_SCALE
+            hidden, out, seen, has_previous, state[:, :_RECENT], *self._recurrent_weights(), *self._scales()
         )
 
     def _recurrent_weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         layers = self.recur, self.hidden, self.out, self.out_recent
         recur, inner, last, last_recent = (layer.weight for layer in layers)
         return recur, inner, self.hidden.bias, last, last_recent
+
+    def _scales(self) -> tuple[float, float]:
+        return self.config.odometry.motion_scale, self.config.odometry.surprise
 
     def given(self, state: OdometryState, poses: Poses, actions: Actions) -> OdometryState:
         """The state after poses that were given, without a look at the frames: they need no making up for.
@@ -296,7 +298,7 @@ class Odometry(nn.Module):
 
 def odometry_state_size(config: WorldModelConfig) -> int:
     """M, the numbers of a state."""
-    grid_size = GRID_STATE_SIZE if config.bearings else 0
+    grid_size = GRID_STATE_SIZE if config.odometry.kind == "grid" else 0
     return _RECENT + 1 + PAST_ACTIONS * config.action_size + math.prod(_view_shape(config)) + grid_size
 
 

@@ -12,8 +12,6 @@ from wm_gym.array_typing import Motions, Pose, Poses
 from wm_gym.ops.step import Backend, uses_triton
 from wm_gym.poses import MOTION_SIZE, POSE_SIZE, motion_between, moved
 
-SURPRISE = 0.01  # cells and radians off what was expected, above which it tells little how far
-
 
 def odometry_scan(
     hidden: Tensor,
@@ -28,6 +26,7 @@ def odometry_scan(
     last: Tensor,
     last_recent: Tensor,
     scale: float,
+    surprise: float,
     *,
     backend: Backend = "auto",
 ) -> tuple[Poses, Tensor]:
@@ -44,6 +43,7 @@ def odometry_scan(
         recur, inner, inner_bias, last, last_recent: weights ``[width, 9]``, ``[width, width]``, ``[width]``,
             ``[6, width]``, ``[6, 9]``.
         scale: by which recent motions are multiplied before they enter the network.
+        surprise: difference between seen and predicted motion above which its size says little.
 
     Returns:
         Poses ``[B, T, 4]`` and the recent motions at the end ``[B, 6]``.
@@ -52,8 +52,8 @@ def odometry_scan(
     if uses_triton(hidden.device, backend):
         from wm_gym.ops.triton.odometry_scan import odometry_scan as kernel
 
-        return kernel(hidden, out, seen, has_previous, recent, pose, *weights, scale)
-    changes, motions, new_recent = odometry_motions(hidden, out, seen, has_previous, recent, *weights, scale)
+        return kernel(hidden, out, seen, has_previous, recent, pose, *weights, scale, surprise)
+    changes, motions, new_recent = odometry_motions(hidden, out, seen, has_previous, recent, *weights, scale, surprise)
     return follow_motions(pose, recent, changes, motions), new_recent
 
 
@@ -69,6 +69,7 @@ def odometry_motions(
     last: Tensor,
     last_recent: Tensor,
     scale: float,
+    surprise: float,
 ) -> tuple[Motions, Motions, Tensor]:
     """Arguments as of `odometry_scan`.
 
@@ -81,7 +82,9 @@ def odometry_motions(
     with torch.no_grad():
         for t in range(hidden.shape[1]):
             before.append(recent)
-            change, motion = _step(hidden[:, t], out[:, t], seen[:, t], has_previous[:, t], recent, *weights, scale)
+            change, motion = _step(
+                hidden[:, t], out[:, t], seen[:, t], has_previous[:, t], recent, *weights, scale, surprise
+            )
             recent = torch.cat([motion, recent[:, :MOTION_SIZE] + change], dim=-1)
             changes.append(change)
             motions.append(motion)
@@ -89,7 +92,7 @@ def odometry_motions(
         return torch.stack(changes, dim=1), torch.stack(motions, dim=1), recent
     # Each motion is to be right whatever came before, so no gradients go back in time, where they would grow; and so
     # all steps are one.
-    changed, told = _step(hidden, out, seen, has_previous, torch.stack(before, dim=1), *weights, scale)
+    changed, told = _step(hidden, out, seen, has_previous, torch.stack(before, dim=1), *weights, scale, surprise)
     return changed, told, recent
 
 
@@ -105,10 +108,11 @@ def _step(
     last: Tensor,
     last_recent: Tensor,
     scale: float,
+    surprise: float,
 ) -> tuple[Motions, Motions]:
     """A step of the recursion, or many that know what came before each, ``[..., width]`` and so on."""
     innovation = (seen - recent[..., :MOTION_SIZE]) * has_previous
-    inputs = torch.cat([recent * scale, innovation / (innovation.abs() + SURPRISE)], dim=-1)
+    inputs = torch.cat([recent * scale, innovation / (innovation.abs() + surprise)], dim=-1)
     x = F.silu(F.linear(F.silu(hidden + F.linear(inputs, recur)), inner, inner_bias))
     gate, motion = (out + F.linear(x, last) + F.linear(inputs, last_recent)).split(MOTION_SIZE, dim=-1)
     # As a Kalman filter: in free space motion is known better than it is seen, where something was hit it is not.

@@ -54,7 +54,11 @@ class MemoryFeature:
         for layer, block_size in enumerate(config.block_sizes):
             num_readings = config.num_tokens // block_size**2 * heads * _NUM_READINGS
             share = size * (layer + 1) // num_layers - size * layer // num_layers
-            shapes = (config.state_dim, _NUM_READINGS), (heads, config.head_dim, _NUM_READINGS), (num_readings, share)
+            shapes = (
+                (config.scan.state_dim, _NUM_READINGS),
+                (heads, config.scan.head_dim, _NUM_READINGS),
+                (num_readings, share),
+            )
             right, left, mix = (
                 torch.from_numpy(random.standard_normal(shape, np.float32)).to(device) for shape in shapes
             )
@@ -92,7 +96,7 @@ class MapView:
     def __init__(
         self, config: WorldModelConfig, side: int = 21, step: float = 0.5, device: torch.device | str = "cpu"
     ) -> None:
-        if not config.map_size:
+        if not config.has_map:
             raise ValueError("A model without a map was given; its memory is seen as kind 'states'.")
         self._config = config
         self.shape = map_shape(config)[1], side, side

@@ -49,7 +49,7 @@ class FrameReader:
                 f"{loaded.action_space}; this environment has {observation_space} and {action_space}."
             )
         self.model = WorldModel.from_weights(loaded.config, loaded.tensors, resolve_device(device), str(checkpoint))
-        if self.model.config.pose_size > 0 and not self.model.config.odometry:
+        if self.model.config.needs_poses:
             raise ValueError(
                 f"The checkpoint {checkpoint} needs poses; an agent's memory is made of frames and actions. If the "
                 "poses are planar, `python -m training.odometry` adds what tells them from actions."

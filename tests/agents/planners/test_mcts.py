@@ -11,7 +11,7 @@ from agents.planners.mcts import DreamTree, MctsConfig, TreeSearch, make_search
 from agents.planners.model_access import RealMemory
 from agents.scoring.episodes import play
 from tests.agents.toy_agents import TOY_ID, check_memory_is_of_real_frames
-from tests.tiny import save_tiny_checkpoint, tiny_model
+from tests.tiny import LEARNED_ODOMETRY, PLANAR_POSE, save_tiny_checkpoint, tiny_model
 from wm_gym.engine.graph import StepGraph
 
 LINE_ID = "examples.agent_in_a_dream:Line-v0"
@@ -35,7 +35,7 @@ class FixedCritic:
         return frames.float().mean((1, 2, 3)), torch.tensor([[0.1, 0.8, 0.1]]).expand(len(frames), 3)
 
 
-ODOMETRY = {"pose_kind": "planar", "pose_size": 4, "odometry": True}
+ODOMETRY = {"pose": PLANAR_POSE, "odometry": LEARNED_ODOMETRY}
 
 
 @pytest.mark.parametrize(("hold", "overrides"), [(1, {}), (3, {}), (2, ODOMETRY)])
@@ -140,7 +140,7 @@ def test_what_does_not_fit_is_a_clear_error(tmp_path):
         make_search(path, exploration=0.0)
     with pytest.raises(ValueError, match="this environment has"):
         make_search(path)(gym.make(TOY_ID, size=32), 0)
-    blind = save_tiny_checkpoint(tmp_path / "blind.safetensors", tiny_model(pose_kind="planar", pose_size=4))
+    blind = save_tiny_checkpoint(tmp_path / "blind.safetensors", tiny_model(pose=PLANAR_POSE))
     with pytest.raises(ValueError, match="needs poses"):
         make_search(str(blind))(gym.make(TOY_ID), 0)
     with pytest.raises(ValueError, match="takes 3 discrete actions"):

@@ -41,7 +41,7 @@ class Combination:
     def __init__(self, code, ends_with_reward=False, kind: Any = "discrete", size=3):
         self.code = torch.tensor(code)
         self.ends = ends_with_reward
-        self.config = WorldModelConfig(action_kind=kind, action_size=size)
+        self.config = WorldModelConfig.plain(action_kind=kind, action_size=size)
 
     def initial_state(self, batch_size):
         return CountState(torch.zeros(batch_size, dtype=torch.int64))

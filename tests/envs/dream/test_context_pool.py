@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny import DISCRETE, make_tiny_clips, tiny_model
+from tests.tiny import DISCRETE, LEARNED_ODOMETRY, PLANAR_POSE, make_tiny_clips, tiny_model
 from wm_gym.engine.memory import StepMemory
 from wm_gym.envs.dream.context_pool import ContextPool, read_contexts
 
@@ -68,7 +68,7 @@ def test_no_context_is_read_twice_and_many_are_read_together(model, memory, monk
 
 
 def test_positions_are_kept_with_the_number_of_their_context():
-    model = tiny_model(pose_kind="planar", pose_size=4, odometry=True)
+    model = tiny_model(pose=PLANAR_POSE, odometry=LEARNED_ODOMETRY)
     memory = StepMemory(model.config, 4, model.device)
     pool = ContextPool(model, make_tiny_clips(), [6], 4, DISCRETE, memory, keep_positions=True)
     pool.read([9])
@@ -81,7 +81,7 @@ def test_positions_are_kept_with_the_number_of_their_context():
 
 
 def test_clips_take_turns_at_several_lengths_up_to_their_ends():
-    model = tiny_model(pose_kind="planar", pose_size=4, odometry=True)
+    model = tiny_model(pose=PLANAR_POSE, odometry=LEARNED_ODOMETRY)
     memory, clips = StepMemory(model.config, 4, model.device), make_tiny_clips()
     pool = ContextPool(model, clips, [8, 3], 4, DISCRETE, memory, keep_positions=True)
     assert len(pool) == len(clips) == 3 and [pool.num_frames(number) for number in range(3)] == [8, 3, 8]

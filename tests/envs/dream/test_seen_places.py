@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny import make_tiny_clips, save_tiny_checkpoint, save_tiny_clips, tiny_model
+from tests.tiny import LEARNED_ODOMETRY, PLANAR_POSE, make_tiny_clips, save_tiny_checkpoint, save_tiny_clips, tiny_model
 from wm_gym.envs.dream.seen_places import SeenPlaces
 from wm_gym.envs.world_model import WorldModelEnv
 from wm_gym.envs.world_model_vector import VectorEpisodeState, WorldModelVectorEnv
@@ -27,7 +27,7 @@ CLIPS = make_tiny_clips()
 
 @pytest.fixture(scope="module")
 def model() -> WorldModel:
-    model = tiny_model(pose_kind="planar", pose_size=4, odometry=True).requires_grad_(False)
+    model = tiny_model(pose=PLANAR_POSE, odometry=LEARNED_ODOMETRY).requires_grad_(False)
     assert model.odometry is not None
     for layer in (model.odometry.out, model.odometry.out_recent, model.odometry.recur):
         layer.weight.mul_(0.1)  # random ones would make motions grow without end

@@ -7,11 +7,12 @@ import dataclasses
 import pytest
 import torch
 
-from training.data.pose_input import model_poses, needs_poses
+from tests.tiny import LEARNED_ODOMETRY, PLANAR_POSE, VECTOR_POSE
+from training.data.pose_input import model_poses
 from wm_gym.nn.config import WorldModelConfig
 
-PLANAR = WorldModelConfig(pose_size=4, pose_kind="planar")
-WITH_ODOMETRY = dataclasses.replace(PLANAR, odometry=True)
+PLANAR = WorldModelConfig.plain(pose=PLANAR_POSE)
+WITH_ODOMETRY = dataclasses.replace(PLANAR, odometry=LEARNED_ODOMETRY)
 # One cell to the north, looking north; then one to the east, looking east.
 RECORDED = torch.tensor([[[2.0, 3.0, 0.0, 1.0], [2.0, 4.0, 0.0, 1.0], [3.0, 4.0, 1.0, 0.0]]])
 
@@ -24,9 +25,9 @@ def test_planar_poses_are_as_seen_from_the_first_frame() -> None:
 
 
 def test_other_poses_are_given_as_they_were_recorded_and_models_without_get_none() -> None:
-    assert model_poses(WorldModelConfig(pose_size=4), RECORDED) is RECORDED
-    assert model_poses(WorldModelConfig(), RECORDED) is None
-    assert model_poses(WorldModelConfig(), RECORDED, "action") is None
+    assert model_poses(WorldModelConfig.plain(pose=VECTOR_POSE), RECORDED) is RECORDED
+    assert model_poses(WorldModelConfig.plain(), RECORDED) is None
+    assert model_poses(WorldModelConfig.plain(), RECORDED, "action") is None
 
 
 def test_by_action_a_model_with_odometry_gets_no_poses_and_one_without_is_refused() -> None:
@@ -34,7 +35,7 @@ def test_by_action_a_model_with_odometry_gets_no_poses_and_one_without_is_refuse
     assert model_poses(WITH_ODOMETRY, RECORDED, "pose") is not None
     with pytest.raises(ValueError, match="no odometry"):
         model_poses(PLANAR, RECORDED, "action")
-    assert [needs_poses(config) for config in (PLANAR, WITH_ODOMETRY, WorldModelConfig())] == [True, False, False]
+    assert [config.needs_poses for config in (PLANAR, WITH_ODOMETRY, WorldModelConfig.plain())] == [True, False, False]
 
 
 def test_poses_of_another_size_are_refused() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.tiny import save_tiny_checkpoint, tiny_model
+from tests.tiny import LEARNED_ODOMETRY, PLANAR_POSE, VECTOR_POSE, save_tiny_checkpoint, tiny_model
 from tests.toy_store import TOY_ENV, toy_episode, toy_header
 from training.evaluate import main
 from training.evaluation.pictures import main as draw
@@ -72,7 +72,7 @@ def test_reasoning_by_action_writes_figures_plots_and_strips(
 
 
 def test_retrieval_by_pose_goes_back_through_what_was_seen(store: Path, tmp_path: Path) -> None:
-    checkpoint = save_tiny_checkpoint(tmp_path / "model.safetensors", tiny_model(pose_size=4))
+    checkpoint = save_tiny_checkpoint(tmp_path / "model.safetensors", tiny_model(pose=VECTOR_POSE))
     options = ("--protocol", "retrieval", "--conditioning", "pose", "--frames", "20", "--memory", "kept")
     record = json.loads(run(tmp_path, store, checkpoint, *options).read_text())
     assert record["seen_fraction"] == 1.0
@@ -113,14 +113,14 @@ def test_what_cannot_be_measured_is_one_sentence(store: Path, tmp_path: Path, op
 
 
 def test_a_model_that_needs_poses_is_not_measured_without(store: Path, tmp_path: Path) -> None:
-    checkpoint = save_tiny_checkpoint(tmp_path / "model.safetensors", tiny_model(pose_size=4))
+    checkpoint = save_tiny_checkpoint(tmp_path / "model.safetensors", tiny_model(pose=VECTOR_POSE))
     assert "take --conditioning pose" in refusal(tmp_path, store, checkpoint, "--protocol", "reasoning")
 
 
 def test_a_model_with_odometry_is_measured_both_ways(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = tiny_model(pose_size=4, pose_kind="planar", odometry=True)
+    model = tiny_model(pose=PLANAR_POSE, odometry=LEARNED_ODOMETRY)
     checkpoint = save_tiny_checkpoint(tmp_path / "model.safetensors", model)
     options = ("--protocol", "reasoning", "--frames", "4", "--memory", "kept")
     action, pose = (

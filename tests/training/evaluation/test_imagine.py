@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.rounding import assert_same_dream
-from tests.tiny import tiny_model, tiny_model_with_odometry
+from tests.tiny import LEARNED_ODOMETRY, PLANAR_POSE, VECTOR_POSE, tiny_model, tiny_model_with_odometry
 from tests.toy_store import make_toy_store
 from training.baselines import BaselineConfig, build_model
 from training.data.pose_input import Conditioning, model_poses
@@ -56,7 +56,7 @@ def test_a_dream_does_not_depend_on_its_batch(walks: Rollouts, batch_size: int) 
 
 
 @pytest.mark.parametrize("feedback", ["dreamed", "real"])
-@pytest.mark.parametrize("overrides", [{}, {"pose_size": 4}])
+@pytest.mark.parametrize("overrides", [{}, {"pose": VECTOR_POSE}])
 def test_models_of_other_kinds_dream_the_same_by_their_step(
     walks: Rollouts, overrides: dict[str, int], feedback: Feedback
 ) -> None:
@@ -107,7 +107,7 @@ def test_a_context_as_short_as_the_window_has_nothing_to_clear(walks: Rollouts) 
 
 
 def test_a_dream_follows_the_poses_that_it_is_given(walks: Rollouts) -> None:
-    dreamer = Dreamer(tiny_model(pose_size=4), 3)
+    dreamer = Dreamer(tiny_model(pose=VECTOR_POSE), 3)
     moved = Rollouts(**{**vars(walks), "pose": walks.pose.clone()})
     moved.pose[:, CONTEXT + 2] += 3.0
     before, after = (dreamer.imagine(each, CONTEXT, "kept") for each in (walks, moved))
@@ -117,7 +117,7 @@ def test_a_dream_follows_the_poses_that_it_is_given(walks: Rollouts) -> None:
 
 @pytest.mark.parametrize("feedback", ["dreamed", "real"])
 def test_a_model_with_odometry_dreams_by_actions_without_a_look_at_poses(walks: Rollouts, feedback: Feedback) -> None:
-    model = tiny_model(pose_size=4, pose_kind="planar", odometry=True)
+    model = tiny_model(pose=PLANAR_POSE, odometry=LEARNED_ODOMETRY)
     other = OtherModel(model.config).eval()
     other.load_state_dict(model.state_dict())
     elsewhere = Rollouts(**{**vars(walks), "pose": torch.full_like(walks.pose, torch.nan)})
@@ -131,7 +131,7 @@ def test_a_model_with_odometry_dreams_by_actions_without_a_look_at_poses(walks: 
 
 @pytest.mark.parametrize("memory", ["kept", "cleared"])
 def test_a_planar_model_sees_poses_from_the_first_frame_that_it_read(walks: Rollouts, memory: Memory) -> None:
-    model = tiny_model(pose_size=4, pose_kind="planar")
+    model = tiny_model(pose=PLANAR_POSE)
     x, y, cos, sin = walks.pose.unbind(-1)
     elsewhere = Rollouts(**{**vars(walks), "pose": torch.stack([5 - y, x + 2, -sin, cos], dim=-1)})
     dreamer = Dreamer(model, 3)
@@ -141,7 +141,7 @@ def test_a_planar_model_sees_poses_from_the_first_frame_that_it_read(walks: Roll
     assert not torch.equal(dreamer.imagine(unmoved, CONTEXT, memory), dreamed)
 
 
-REFRESHED = ({}, {"pose_size": 4, "pose_kind": "planar"}, {"pose_size": 4, "pose_kind": "planar", "odometry": True})
+REFRESHED = ({}, {"pose": PLANAR_POSE}, {"pose": PLANAR_POSE, "odometry": LEARNED_ODOMETRY})
 
 
 @pytest.mark.parametrize("overrides", REFRESHED)

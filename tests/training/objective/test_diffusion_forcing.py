@@ -31,7 +31,7 @@ class KnownModel(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.config = WorldModelConfig(frame_height=8, frame_width=8, block_sizes=(1,))
+        self.config = WorldModelConfig.plain(frame_height=8, frame_width=8, block_sizes=(1,))
         self.frames = nn.Parameter(torch.full((B, T, 3, 8, 8), 0.5))
         self.reward_logits = nn.Parameter(torch.zeros(2))
         self.termination_logit = nn.Parameter(torch.zeros(()))

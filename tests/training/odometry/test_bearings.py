@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tiny import save_tiny_checkpoint, tiny_model
+from tests.tiny import GRID_ODOMETRY, LEARNED_ODOMETRY, PLANAR_POSE, SMALL_MAP, save_tiny_checkpoint, tiny_model
 from tests.toy_store import make_toy_store
 from training.data.dataset import Batch
 from training.loop.step import load_initial_weights
@@ -30,8 +29,8 @@ from wm_gym.ops.bearings import GRID_STATE_SIZE, counted_angles, filtered_poses,
 from wm_gym.poses import placed, relative_to_first
 from wm_gym.world_model import WorldModel
 
-PLANAR: dict[str, Any] = {"pose_size": 4, "pose_kind": "planar"}
-MAP: dict[str, Any] = {**PLANAR, "hide_noise": True, "map_size": 24, "map_width": 3, "map_layer": 1}
+PLANAR: dict[str, Any] = {"pose": PLANAR_POSE}
+MAP: dict[str, Any] = {**PLANAR, "hide_noise": True, "map": SMALL_MAP}
 QUICK = ["--training.batch-size", "4", "--training.length", "9", "--bearings.batch-size", "8", "--device", "cpu"]
 EYES = ["--training.steps", "2", *QUICK]
 BEARINGS = ["--bearings.steps", "3"]
@@ -75,7 +74,7 @@ def trained() -> tuple[Odometry, dict[str, Tensor], Floor]:
     """Odometry, what it was before, and what it was trained on."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        odometry = Odometry(tiny_model(**MAP, odometry=True, bearings=True).config)
+        odometry = Odometry(tiny_model(**MAP, odometry=GRID_ODOMETRY).config)
     before = {name: value.clone() for name, value in odometry.state_dict().items()}
     floor = Floor()
     assert train_bearings(odometry, floor, BearingsTraining(steps=250, batch_size=128)) == 250
@@ -145,7 +144,7 @@ class Told(NamedTuple):
 
 
 def told_of(training: MapTraining, walks: MappedWalks) -> Told:
-    odometry = Odometry(tiny_model(**MAP, odometry=True, bearings=True).config)
+    odometry = Odometry(tiny_model(**MAP, odometry=GRID_ODOMETRY).config)
     by_map = odometry.by_map
     assert isinstance(by_map, GridOdometry)
     generator = torch.Generator().manual_seed(0)
@@ -216,7 +215,7 @@ def test_maps_are_kept_with_their_mazes_and_where_walks_begin_in_them(store: Pat
 
 
 def test_walks_that_do_not_tell_of_their_maze_train_no_odometry_with_bearings() -> None:
-    odometry = Odometry(tiny_model(**MAP, odometry=True, bearings=True).config)
+    odometry = Odometry(tiny_model(**MAP, odometry=GRID_ODOMETRY).config)
     with pytest.raises(ValueError, match="have no layout of their maze"):
         train_by_map(odometry, mazes(known=False)[0], MapTraining(steps=1, batch_size=4, length=6))
 
@@ -273,7 +272,7 @@ def test_the_command_trains_bearings_along_with_the_rest_and_they_are_taken_as_t
     evaluation = ["--evaluate", str(figures), "--evaluation-steps", "10"]
     of = ["--checkpoint", str(planar)]
     first = made([*of, "--data", str(store), *EYES, *BEARINGS, *evaluation], tmp_path / "first")
-    assert first.config["odometry"] is True and first.config["bearings"] is True
+    assert first.config["odometry"]["kind"] == "grid"
     assert parts_of(first.tensors, "odometry.bearings.")
     history = first.metadata["odometry"]
     assert history["steps"] == 2
@@ -296,9 +295,9 @@ def test_the_command_trains_bearings_along_with_the_rest_and_they_are_taken_as_t
 
 def test_bearings_are_kept_in_a_file_of_their_own_and_added_later(store: Path, planar: Path, tmp_path: Path) -> None:
     alone = made(["--data", str(store), *EYES, *BEARINGS], tmp_path / "alone")
-    assert alone.config["bearings"] is True and all(name.startswith("odometry.") for name in alone.tensors)
+    assert alone.config["odometry"]["kind"] == "grid" and all(name.startswith("odometry.") for name in alone.tensors)
     added = made(["--init", str(tmp_path / "alone"), "--checkpoint", str(planar)], tmp_path / "added")
-    assert added.config["bearings"] is True
+    assert added.config["odometry"]["kind"] == "grid"
     assert_same(parts_of(added.tensors, "odometry."), alone.tensors)
     copied = made(["--init", str(tmp_path / "alone")], tmp_path / "copied")
     assert_same(copied.tensors, alone.tensors)
@@ -313,11 +312,11 @@ def test_bearings_are_added_to_trained_eyes_which_stay_as_they_are(
     store: Path, planar: Path, eyes: Path, tmp_path: Path
 ) -> None:
     before = load_checkpoint(eyes)
-    assert before.config["bearings"] is False and "bearings" not in before.metadata["odometry"]
+    assert before.config["odometry"]["kind"] == "learned" and "bearings" not in before.metadata["odometry"]
     options = ["--init", str(eyes), "--data", str(store), "--training.steps", "0", *QUICK, *BEARINGS]
     for of in ([], ["--checkpoint", str(planar)]):
         after = made([*of, *options], tmp_path / "after")
-        assert after.config["bearings"] is True
+        assert after.config["odometry"]["kind"] == "grid"
         assert_same(by_eye(after.tensors), before.tensors)
         history = after.metadata["odometry"]
         assert history["bearings"]["steps"] == 3
@@ -329,7 +328,7 @@ def test_what_moves_by_a_map_without_a_grid_is_trained_afresh_with_one(
 ) -> None:
     of = ["--data", str(store), "--checkpoint", str(mapped)]
     first = made([*of, *EYES, *BY_MAP], tmp_path / "first")
-    assert first.config["bearings"] is False and first.metadata["odometry"]["by_map"]["walks"] == 3
+    assert first.config["odometry"]["kind"] == "learned" and first.metadata["odometry"]["by_map"]["walks"] == 3
     options = [*of, "--init", str(tmp_path / "first"), "--training.steps", "0", *QUICK, *BEARINGS]
     by_map = [*BY_MAP, "--by-map.steps", "3", "--mapped-walks", "2"]
     second = made([*options, *by_map], tmp_path / "second")
@@ -355,37 +354,33 @@ def test_what_moves_by_a_map_without_a_grid_is_trained_afresh_with_one(
 def test_odometry_without_bearings_is_taken_as_it_is(planar: Path, eyes: Path, tmp_path: Path) -> None:
     before = load_checkpoint(eyes)
     taken = made(["--init", str(eyes), "--checkpoint", str(planar)], tmp_path / "out")
-    assert taken.config["odometry"] is True and taken.config["bearings"] is False
+    assert taken.config["odometry"]["kind"] == "learned"
     assert_same(parts_of(taken.tensors, "odometry."), before.tensors)
     assert taken.metadata["odometry"] == before.metadata["odometry"]
 
 
 def test_odometry_without_bearings_replaces_one_that_has_them(store: Path, eyes: Path, tmp_path: Path) -> None:
-    source = save_tiny_checkpoint(tmp_path / "in", tiny_model(**PLANAR, odometry=True, bearings=True))
+    source = save_tiny_checkpoint(tmp_path / "in", tiny_model(**PLANAR, odometry=GRID_ODOMETRY))
     taken = made(["--init", str(eyes), "--checkpoint", str(source)], tmp_path / "taken")
     trained = made(["--data", str(store), "--checkpoint", str(source), *EYES], tmp_path / "trained")
     for out in (taken, trained):
-        assert out.config["bearings"] is False and not parts_of(out.tensors, "odometry.bearings.")
+        assert out.config["odometry"]["kind"] == "learned" and not parts_of(out.tensors, "odometry.bearings.")
     WorldModel.from_weights(trained.config, trained.tensors)
 
 
-def test_a_file_of_before_bearings_is_taken_and_gets_some(store: Path, planar: Path, tmp_path: Path) -> None:
-    model = tiny_model(**PLANAR, odometry=True)
+def test_odometry_without_bearings_is_taken_as_it_is_and_may_get_some(
+    store: Path, planar: Path, tmp_path: Path
+) -> None:
+    model = tiny_model(**PLANAR, odometry=LEARNED_ODOMETRY)
     source = save_tiny_checkpoint(tmp_path / "in", model)
-    with mock.patch("training.odometry.making.load_checkpoint", side_effect=before_bearings):
-        taken = made(["--init", str(source), "--checkpoint", str(source)], tmp_path / "taken")
-        options = ["--init", str(source), "--data", str(store), "--training.steps", "0", *QUICK, *BEARINGS]
-        got = made(options, tmp_path / "got")
-    assert taken.config["bearings"] is False and got.config["bearings"] is True
+    taken = made(["--init", str(source), "--checkpoint", str(source)], tmp_path / "taken")
+    options = ["--init", str(source), "--data", str(store), "--training.steps", "0", *QUICK, *BEARINGS]
+    got = made(options, tmp_path / "got")
+    assert taken.config["odometry"]["kind"] == "learned" and got.config["odometry"]["kind"] == "grid"
     for out in (taken, got):
         weights = by_eye(out.tensors)
         for name, value in weights.items():
             torch.testing.assert_close(value.float(), model.state_dict()[name], rtol=1e-3, atol=1e-6)
-
-
-def before_bearings(path: Any) -> Checkpoint:
-    checkpoint = load_checkpoint(path)
-    return dataclasses.replace(checkpoint, config={k: v for k, v in checkpoint.config.items() if k != "bearings"})
 
 
 def test_bearings_are_not_made_of_nothing(store: Path, planar: Path, eyes: Path, tmp_path: Path) -> None:
@@ -398,7 +393,7 @@ def test_bearings_are_not_made_of_nothing(store: Path, planar: Path, eyes: Path,
 
 
 def test_a_model_without_odometry_begins_with_a_checkpoint_that_takes_bearings(tmp_path: Path) -> None:
-    source = tiny_model(**PLANAR, odometry=True, bearings=True)
+    source = tiny_model(**PLANAR, odometry=GRID_ODOMETRY)
     model = tiny_model(seed=1, **PLANAR)
     load_initial_weights(model, str(save_tiny_checkpoint(tmp_path / "in", source)))
     weights = source.state_dict()

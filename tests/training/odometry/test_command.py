@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 import torch
 
-from tests.tiny import save_tiny_checkpoint, tiny_model
+from tests.tiny import LEARNED_ODOMETRY, PLANAR_POSE, VECTOR_POSE, save_tiny_checkpoint, tiny_model
 from tests.toy_store import make_toy_store
 from training.data.dataset import Batch
 from training.odometry.__main__ import main
@@ -31,7 +31,7 @@ from wm_gym.odometry.visual import Looked, Odometry
 from wm_gym.poses import motion_between, moved
 from wm_gym.world_model import WorldModel
 
-PLANAR: dict[str, Any] = {"pose_kind": "planar", "pose_size": 4}
+PLANAR: dict[str, Any] = {"pose": PLANAR_POSE}
 QUICK = ["--training.steps", "3", "--training.batch-size", "4", "--training.length", "9", "--device", "cpu"]
 
 
@@ -44,7 +44,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config() -> WorldModelConfig:
-    return tiny_model(**PLANAR, odometry=True).config
+    return tiny_model(**PLANAR, odometry=LEARNED_ODOMETRY).config
 
 
 def walks(store: Path) -> Rollouts:
@@ -206,7 +206,7 @@ def test_the_command_adds_odometry_and_leaves_all_else(store: Path, tmp_path: Pa
     options = ["--evaluate", str(figures), "--evaluation-steps", "10", "20"]
     main(["--data", str(store), "--checkpoint", str(source), "--out", str(out), *QUICK, *options])
     before, after = load_checkpoint(source), load_checkpoint(out)
-    assert after.config == {**before.config, "odometry": True}
+    assert after.config == {**before.config, "odometry": vars(LEARNED_ODOMETRY)}
     for name, tensor in before.tensors.items():
         assert torch.equal(tensor, after.tensors[name]), name
     assert {name.split(".")[0] for name in after.tensors.keys() - before.tensors.keys()} == {"odometry"}
@@ -261,7 +261,7 @@ def test_what_cannot_be_done_is_one_clear_error(store: Path, tmp_path: Path, opt
     paths = {
         "STORE": str(store),
         "E": str(tmp_path / "e.json"),
-        "VECTOR": str(save_tiny_checkpoint(tmp_path / "vector.safetensors", tiny_model(pose_size=4))),
+        "VECTOR": str(save_tiny_checkpoint(tmp_path / "vector.safetensors", tiny_model(pose=VECTOR_POSE))),
         "PLANAR": str(save_tiny_checkpoint(tmp_path / "planar.safetensors", tiny_model(**PLANAR))),
     }
     with pytest.raises(SystemExit, match=message):

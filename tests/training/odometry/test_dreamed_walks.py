@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny import tiny_model
+from tests.tiny import PLANAR_POSE, tiny_model
 from tests.toy_store import make_toy_store
 from training.evaluation.imagine import Dreamer
 from training.odometry.dreamed_walks import DreamedWalks, dream_walks, slightly_off
@@ -26,7 +26,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_windows_are_dreamed_with_the_actions_and_poses_of_the_walk(store: Path) -> None:
-    model = tiny_model(pose_kind="planar", pose_size=4).requires_grad_(False)
+    model = tiny_model(pose=PLANAR_POSE).requires_grad_(False)
     walks = read_rollouts(store, "train", [0, 1, 2], CONTEXT + FRAMES)
     told = torch.cat([walks.pose[:, :CONTEXT], slightly_off(walks.pose[:, CONTEXT:])], dim=1)
     dreamed = Dreamer(model, 3).imagine(dataclasses.replace(walks, pose=told), CONTEXT, "kept")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny import save_tiny_checkpoint, tiny_model
+from tests.tiny import LEARNED_ODOMETRY, PLANAR_POSE, SMALL_MAP, save_tiny_checkpoint, tiny_model
 from tests.toy_store import make_toy_store
 from training.odometry.__main__ import main
 from training.odometry.mapped_walks import MappedWalks, MapTraining, map_walks, train_by_map
@@ -18,8 +18,8 @@ from training.probes.memories import map_part
 from wm_gym.checkpoint import load_checkpoint, save_checkpoint
 from wm_gym.odometry.visual import PAST_ACTIONS, Odometry
 
-MAP: dict[str, Any] = {"pose_size": 4, "pose_kind": "planar", "hide_noise": True}
-MAP |= {"map_size": 24, "map_width": 3, "map_layer": 1}
+MAP: dict[str, Any] = {"pose": PLANAR_POSE, "hide_noise": True}
+MAP |= {"map": SMALL_MAP}
 STEP, WALL = 0.1, 1.5  # cells; walks go to the right, up to the wall
 
 
@@ -47,7 +47,7 @@ def walks_up_to_a_wall(num_walks: int = 8, length: int = 40) -> MappedWalks:
 
 def test_odometry_learns_to_stop_at_what_is_written_as_a_wall_and_to_leave_it() -> None:
     torch.manual_seed(0)
-    odometry = Odometry(tiny_model(**MAP, odometry=True).config)
+    odometry = Odometry(tiny_model(**MAP, odometry=LEARNED_ODOMETRY).config)
     walks = walks_up_to_a_wall()
     before = {name: value.clone() for name, value in odometry.state_dict().items()}
     assert train_by_map(odometry, walks, MapTraining(steps=700, batch_size=64, length=8)) == 700
@@ -70,7 +70,7 @@ def test_odometry_learns_to_stop_at_what_is_written_as_a_wall_and_to_leave_it() 
 
 
 def test_the_first_layers_make_the_same_map(store: Path) -> None:
-    model = tiny_model(**MAP | {"block_sizes": (2, 1, 2), "map_layer": 1})
+    model = tiny_model(**MAP | {"block_sizes": (2, 1, 2)})
     part = map_part(model)
     assert len(part.backbone.layers) == 2
     walks = map_walks(model, store, 3, 10)
@@ -121,7 +121,7 @@ def test_the_command_trains_what_moves_by_the_map_and_says_so(store: Path, tmp_p
 
 def odometry_by_eye(folder: Path) -> Path:
     """A checkpoint whose odometry knows no map."""
-    model = tiny_model(pose_size=4, pose_kind="planar", odometry=True)
+    model = tiny_model(pose=PLANAR_POSE, odometry=LEARNED_ODOMETRY)
     return save_tiny_checkpoint(folder / "by_eye.safetensors", model)
 
 
@@ -149,7 +149,7 @@ def test_what_moves_by_the_map_is_trained_alone_and_the_history_of_the_eyes_is_k
 
 
 def test_training_without_steps_and_without_a_map_is_refused(store: Path, tmp_path: Path) -> None:
-    source = save_tiny_checkpoint(tmp_path / "in.safetensors", tiny_model(pose_size=4, pose_kind="planar"))
+    source = save_tiny_checkpoint(tmp_path / "in.safetensors", tiny_model(pose=PLANAR_POSE))
     arguments = ["--data", str(store), "--checkpoint", str(source), "--out", str(tmp_path / "out.safetensors")]
     arguments += ["--training.steps", "0", "--device", "cpu"]
     with pytest.raises(SystemExit, match="give --init"):

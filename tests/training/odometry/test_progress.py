@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tiny import save_tiny_checkpoint, tiny_model
+from tests.tiny import PLANAR_POSE, save_tiny_checkpoint, tiny_model
 from tests.toy_store import make_toy_store
 from training.odometry import mapped_walks
 from training.odometry.__main__ import main
 from training.odometry.progress import PartProgress
 from wm_gym.checkpoint import load_checkpoint
+from wm_gym.nn.config import MapConfig
 
 QUICK = ["--training.steps", "4", "--training.batch-size", "4", "--training.length", "9", "--device", "cpu"]
 QUICK += ["--mapped-walks", "2", "--map-every", "12", "--by-map.steps", "4", "--by-map.batch-size", "4"]
@@ -24,7 +25,7 @@ QUICK += ["--by-map.length", "4"]
 def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("data")
     make_toy_store(folder / "walks", range(6))
-    model = tiny_model(pose_kind="planar", pose_size=4, map_size=16, map_layer=1)
+    model = tiny_model(pose=PLANAR_POSE, map=MapConfig(size=16, layer=1))
     checkpoint = save_tiny_checkpoint(folder / "in.safetensors", model)
     return [*QUICK, "--data", str(folder / "walks"), "--checkpoint", str(checkpoint)]
 

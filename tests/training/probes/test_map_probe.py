@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.nn.test_map_memory import MAP, walk
-from tests.tiny import tiny_model
+from tests.tiny import LEARNED_ODOMETRY, PLANAR_POSE, tiny_model
 from training.probes.map_probe import MapProbe, written_map, written_middle
 from training.probes.maze_labels import grid_around
 from training.probes.memories import Walk, memories_after
@@ -139,7 +139,7 @@ def test_sources_hold_less_and_less_of_the_walk() -> None:
 
 
 def test_a_map_told_by_odometry_is_read_at_the_poses_that_it_was_written_at() -> None:
-    model = tiny_model(odometry=True, **MAP)
+    model = tiny_model(odometry=LEARNED_ODOMETRY, **MAP)
     frames, actions, _ = walk(frames=8)
     noted = MapReading(model.config, "agent").inputs(model, Walk(frames, actions, None), [8])
     told = memories_after(
@@ -152,4 +152,4 @@ def test_a_map_told_by_odometry_is_read_at_the_poses_that_it_was_written_at() ->
 
 def test_a_model_without_a_map_is_refused() -> None:
     with pytest.raises(ValueError, match="keeps no map"):
-        MapReading(tiny_model(pose_size=4, pose_kind="planar").config, "start")
+        MapReading(tiny_model(pose=PLANAR_POSE).config, "start")

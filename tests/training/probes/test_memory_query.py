@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tiny import tiny_model, tiny_model_with_odometry
+from tests.tiny import PLANAR_POSE, VECTOR_POSE, tiny_model, tiny_model_with_odometry
 from training.evaluation.walks import reversed_walks
 from training.probes import memory_query as asked
 from training.probes.maze_labels import grid_around
@@ -32,7 +32,7 @@ OPTIONS = ProbeTraining(
 
 
 def asked_model(**overrides: Any) -> WorldModel:
-    return tiny_model(pose_size=4, pose_kind="planar", hide_noise=True, **overrides)
+    return tiny_model(pose=PLANAR_POSE, hide_noise=True, **overrides)
 
 
 def walk(model: WorldModel, num_frames: int = LENGTH, rows: int = 2) -> tuple[Tensor, Tensor, Tensor]:
@@ -147,9 +147,9 @@ def test_told_poses_are_those_that_the_memory_has() -> None:
     ("overrides", "expected"),
     [
         ({}, False),
-        ({"pose_size": 4}, False),
-        ({"pose_size": 4, "pose_kind": "planar"}, False),
-        ({"pose_size": 4, "pose_kind": "planar", "hide_noise": True}, True),
+        ({"pose": VECTOR_POSE}, False),
+        ({"pose": PLANAR_POSE}, False),
+        ({"pose": PLANAR_POSE, "hide_noise": True}, True),
     ],
 )
 def test_only_models_of_planar_poses_that_hide_noise_can_be_asked(overrides: dict[str, Any], expected: bool) -> None:

@@ -16,6 +16,7 @@ from training.baselines.mamba_modules import with_mamba_modules
 from training.baselines.model import BaselineModel
 from wm_gym.codec import model_to_frames
 from wm_gym.engine.graph import StepGraph
+from wm_gym.nn.config import NO_ODOMETRY
 from wm_gym.nn.state import ModelState, PendingFrame
 from wm_gym.world_model import WorldModel
 
@@ -116,7 +117,7 @@ def make_transformer(ours: WorldModel, architecture: Architecture, cache_frames:
     """A transformer with our number of parameters and random weights, made as fast as it gets: weights in bfloat16 and
     what surrounds the attention compiled on a GPU, float32 elsewhere."""
     # Its state is filled, not read, and tells no way to go on from. A graph of it is of one frame, which enters.
-    like = dataclasses.replace(ours.config, odometry=False, bearings=False, feedback_interval=1)
+    like = dataclasses.replace(ours.config, odometry=NO_ODOMETRY, feedback_interval=1)
     config = matching_config(architecture, like, cache_frames=cache_frames)
     model = BaselineModel(config).to(ours.device).eval().requires_grad_(False)
     if ours.device.type == "cuda":

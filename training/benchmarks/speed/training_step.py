@@ -44,7 +44,7 @@ def random_batch(config: WorldModelConfig, size: int, length: int, device: torch
         actions=actions,
         rewards=torch.full((size, length - 1), config.reward_values[0]),
         terminations=torch.zeros(size, length - 1, dtype=torch.bool),
-        pose=torch.zeros(size, length, config.pose_size),
+        pose=torch.zeros(size, length, config.pose.size),
     )
     return Batch(**{name: tensor.to(device) for name, tensor in vars(batch).items()})
 

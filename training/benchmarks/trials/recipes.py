@@ -13,6 +13,7 @@ from training.objective.options.learned_weights import LearnedWeightsSettings
 from training.objective.options.memory_replay import MemoryReplaySettings
 from training.objective.options.stochastic_depth import StochasticDepthSettings
 from training.recipes import Recipe, Stage
+from wm_gym.nn.config import NO_MAP, NO_ODOMETRY, PoseConfig, ScanConfig
 from wm_gym.world_model import WorldModelConfig
 
 LENGTH = 32  # frames of a segment, four times those of a way round the ring
@@ -27,17 +28,14 @@ def baseline(steps: int, seed: int) -> Recipe:
             patch_size=16,
             width=64,
             block_sizes=(1, 1),
-            head_dim=32,
-            state_dim=32,
-            num_scan_groups=2,
+            scan=ScanConfig(head_dim=32, state_dim=32, num_groups=2),
             window=2,
             num_attention_heads=2,
             feed_forward_multiplier=2,
             condition_width=64,
-            pose_size=4,
-            pose_kind="planar",
-            hide_noise=True,
-            feedback_interval=0,
+            pose=PoseConfig(ray_lines=False, hide_actions=False),
+            map=NO_MAP,
+            odometry=NO_ODOMETRY,
         ),
         loss=LossConfig(noise_after_prefix=0.5),
         stages=(Stage(LENGTH, BATCH_SIZE, 1.0),),

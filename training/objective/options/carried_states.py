@@ -104,8 +104,8 @@ class CarriedPass:
             raise ValueError("options.carried_states is for our own model; set its part_frames to 0 for this baseline.")
         if part_frames < 1:
             raise ValueError(f"part_frames must be at least 1, got {part_frames}.")
-        if reconstruct and not model.config.pose_size:
-            raise ValueError("State reconstruction reads states by the pose of a frame; the model has pose_size 0.")
+        if reconstruct and not model.config.has_poses:
+            raise ValueError("State reconstruction reads states by the pose of a frame; the model has pose.size 0.")
         self._model, self._part_frames, self._generator = model, part_frames, generator
         self._reconstruct, self._max_level = reconstruct, max_level
         self._errors: list[Tensor] = []

@@ -132,4 +132,4 @@ def read_contexts(
     frames = torch.from_numpy(np.stack([context.frames for context in contexts])).to(model.device)
     actions = to_model_actions(np.stack([context.actions for context in contexts]), action_space).to(model.device)
     state, poses = model.prefill_and_locate(model.initial_state(len(contexts)), frames, actions)
-    return state, None if poses is None or not model.config.odometry else poses[..., :2]
+    return state, None if poses is None or not model.config.has_odometry else poses[..., :2]

@@ -76,12 +76,12 @@ class Dreams:
         chosen = {"feedback_interval": settings.feedback_interval, "write_once": settings.write_once}
         config |= {name: value for name, value in chosen.items() if value is not None}
         self.model = WorldModel.from_weights(config, loaded.tensors, device, name=str(settings.checkpoint))
-        if self.model.config.pose_size > 0 and not self.model.config.odometry:
+        if self.model.config.needs_poses:
             raise ValueError(
                 f"The checkpoint {settings.checkpoint} needs poses; an environment can only dream from actions. If the "
                 "poses are planar, `python -m training.odometry` adds what tells them from actions."
             )
-        if settings.max_distance is not None and not self.model.config.odometry:
+        if settings.max_distance is not None and not self.model.config.has_odometry:
             raise ValueError(
                 f"max_distance {settings.max_distance} needs a model that tells where its dreams are; the checkpoint "
                 f"{settings.checkpoint} has no odometry. Leave max_distance out, or give a checkpoint with odometry."
@@ -115,7 +115,7 @@ class Dreams:
     @property
     def poses(self) -> np.ndarray | None:
         """Where a model with odometry takes itself to be, float32 [B, 4], seen from the first frame of each context."""
-        if not self.model.config.odometry or self._graph.memory.pose is None:
+        if not self.model.config.has_odometry or self._graph.memory.pose is None:
             return None
         return self._graph.memory.pose.cpu().numpy().copy()
 

@@ -9,7 +9,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wm_gym.ops.odometry import SURPRISE
 from wm_gym.ops.triton.launch import next_power_of_two
 
 _OUTPUT_TILE = 16  # covers the six outputs, and what else there are few of
@@ -127,6 +126,7 @@ def odometry_scan(
     last: Tensor,
     last_recent: Tensor,
     scale: float,
+    surprise: float,
 ) -> tuple[Tensor, Tensor]:
     """Kernel of :func:`wm_gym.ops.odometry.odometry_scan`."""
     batch, length, width = hidden.shape
@@ -138,7 +138,7 @@ def odometry_scan(
         new_recent,
         length,
         scale,
-        SURPRISE,
+        surprise,
         width,
         next_power_of_two(width),
         out.shape[-1],

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.tiny import tiny_model
+from tests.tiny import PLANAR_POSE, SMALL_MAP, tiny_model
 from training.baselines import baseline_config, build_model
 from training.objective.options.carried_states import CarriedPass
 from wm_gym.poses import relative_to_first
 from wm_gym.world_model import WorldModel
 
 B, T = 2, 11
-PLANAR = {"pose_size": 4, "pose_kind": "planar"}
+PLANAR = {"pose": PLANAR_POSE}
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -26,7 +26,7 @@ def segment() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("part_frames", [1, 2, 4, 11, 64])
-@pytest.mark.parametrize("memory", [{}, {"map_size": 24, "map_width": 3, "map_layer": 1}], ids=["states", "map"])
+@pytest.mark.parametrize("memory", [{}, {"map": SMALL_MAP}], ids=["states", "map"])
 def test_parts_compute_what_one_pass_does(part_frames: int, memory: dict[str, int]) -> None:
     model = tiny_model(**PLANAR, **memory)
     whole, parts = (one(*segment()) for one in (model, CarriedPass(model, part_frames, seeded())))
@@ -91,7 +91,7 @@ def test_what_has_no_state_to_carry_or_no_pose_to_ask_by_is_refused() -> None:
     config = baseline_config("causal_transformer", 1, tiny_model().config)
     with pytest.raises(ValueError, match="carried_states is for our own model"):
         CarriedPass(build_model(config), 4, seeded())
-    with pytest.raises(ValueError, match="pose_size 0"):
+    with pytest.raises(ValueError, match=r"pose\.size 0"):
         CarriedPass(tiny_model(), 4, seeded(), reconstruct=True)
     with pytest.raises(ValueError, match="at least 1"):
         CarriedPass(tiny_model(), 0, seeded())

@@ -25,9 +25,15 @@ from training.recipes import tiny
 from training.train import parse_arguments, train
 from wm_gym.checkpoint import load_checkpoint
 
-SIZES = {"model.width": 32, "model.head-dim": 16, "model.state-dim": 8, "stages.0.length": 6, "stages.1.length": 10}
+SIZES = {
+    "model.width": 32,
+    "model.scan.head-dim": 16,
+    "model.scan.state-dim": 8,
+    "stages.0.length": 6,
+    "stages.1.length": 10,
+}
 FAST = ["--recipe", "tiny", "--device", "cpu", "--recipe.max-minutes", "0", "--recipe.steps", "8"]
-FAST += ["--recipe.log-steps", "4", "--recipe.model.pose-size", "4", "--recipe.model.pose-kind", "planar"]
+FAST += ["--recipe.log-steps", "4", "--recipe.model.pose.size", "4", "--recipe.model.pose.kind", "planar"]
 ALL_OPTIONS = (
     "--recipe.options.carried-states.part-frames 4 --recipe.options.carried-states.reconstruction-weight 0.5",
     "--recipe.options.stochastic-depth.probability 0.3",
