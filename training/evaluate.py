@@ -3,7 +3,8 @@
 Frames: after real context frames the model dreams on under the recorded actions; PSNR against the real frames, beside
 that of repeating the last context frame. Reward head: precision and recall on real rollouts, read frame by frame.
 
-With --protocol retrieval or reasoning: how much of the context is recalled, out to long dreams (`training.recall`).
+With --protocol retrieval or reasoning: how much of the context is recalled, out to long dreams. With --protocol
+imagination: what a dream makes up where nobody looked, and whether it finds that again.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from tqdm import tqdm
 
 from training.baselines import model_type
 from training.data.pose_input import Conditioning
+from training.evaluation.frame_reader import load_frame_reader
+from training.evaluation.imagination import Imagination, Setting, measure_imagination
+from training.evaluation.imagination_pictures import write_imagination
+from training.evaluation.imagination_rows import Row, parse_row
 from training.evaluation.measure import Recall, measure_recall, print_recall
 from training.evaluation.options import RecallOptions
 from training.evaluation.pictures import write_plots, write_strips
@@ -41,7 +46,7 @@ from wm_gym.world_model import WorldModel
 
 @dataclass(frozen=True)
 class Arguments:
-    """Measures a world model on held-out mazes. Give --data, or --env and --seeds to record on the spot."""
+    """Measures a world model. Give --data, or --env and --seeds to record on the spot."""
 
     checkpoint: str  # path, packaged name or Hugging Face Hub id
     out: Path  # JSON file to write
@@ -117,6 +122,28 @@ def evaluate_recall(arguments: Arguments, argv: Sequence[str]) -> Recall:
     return dataclasses.replace(recall, record=record)
 
 
+def evaluate_imagination(arguments: Arguments, argv: Sequence[str]) -> Imagination:
+    """What `evaluate` is to a short look, for dreams into the unknown; raises as `evaluate_recall` does."""
+    options = arguments.recall
+    options.check()
+    checkpoint, model, batch_size = _load(arguments)
+    c, given = model.config, options.imagination
+    own = Row("as made", c.feedback_interval, c.write_once, arguments.num_denoising_steps)
+    rows = [parse_row(text) for text in given.rows] or [own]
+    walks = load_walks(arguments, checkpoint)
+    seen = (options.seen_distance, options.seen_angle)
+    setting = Setting(arguments.context, options.conditioning, arguments.noise_seed, batch_size, seen)
+    measured = measure_imagination(model, walks, rows, setting, load_frame_reader(given.reader))
+    record = {
+        "protocol": options.protocol,
+        "conditioning": options.conditioning,
+        **_subject(arguments, checkpoint, walks),
+        **measured.record,
+        **provenance("training.evaluate", argv),
+    }
+    return dataclasses.replace(measured, record=record)
+
+
 def load_walks(arguments: Arguments, checkpoint: Checkpoint) -> Rollouts:
     """The held-out walks of a protocol, context and what follows it."""
     options = arguments.recall
@@ -149,8 +176,9 @@ def _load(arguments: Arguments) -> tuple[Checkpoint, WorldModel, int]:
     model = model_type(checkpoint.config).from_weights(
         checkpoint.config, checkpoint.tensors, resolve_device(device), arguments.checkpoint
     )
-    if (interval := arguments.recall.feedback_interval) is not None:
-        model.config = dataclasses.replace(model.config, feedback_interval=interval)
+    chosen = {name: getattr(arguments.recall, name) for name in ("feedback_interval", "write_once")}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    model.config = dataclasses.replace(model.config, **chosen)
     return checkpoint, model, arguments.batch_size or (64 if model.device.type == "cuda" else 8)
 
 
@@ -294,6 +322,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     try:
         arguments = tyro.cli(Arguments, args=argv, prog="python -m training.evaluate", description=__doc__)
+        if arguments.recall.protocol == "imagination":
+            write_imagination(evaluate_imagination(arguments, argv), arguments.out, arguments.strips)
+            return
         if arguments.recall.protocol is not None:
             write_recall(evaluate_recall(arguments, argv), arguments)
             return

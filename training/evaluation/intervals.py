@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,19 @@ class Bootstrap:
         counts = np.stack([np.broadcast_to(group, values.shape).sum(1) for group in groups], 1).astype(np.float64)
         sums = np.stack([np.where(group, values, 0.0).sum(1) for group in groups], 1)
         return self._estimate(np.stack([sums, counts]), lambda s: _divide(s[0], s[1]), counts)
+
+    def ratio(self, above: np.ndarray, below: np.ndarray, groups: np.ndarray) -> Estimate:
+        """Sum of `above` over sum of `below`, both float [M, F], over the frames of each group, as in `mean`."""
+        counts = np.stack([np.broadcast_to(group, above.shape).sum(1) for group in groups], 1).astype(np.float64)
+        sums = [np.stack([np.where(group, part, 0.0).sum(1) for group in groups], 1) for part in (above, below)]
+        return self._estimate(np.stack(sums), lambda s: _divide(s[0], s[1]), counts)
+
+    def of_sums(self, sums: np.ndarray, function: Callable[[np.ndarray], float], resamples: int) -> Estimate:
+        """`function` of what mazes add up to, `sums` [M, S], its interval from the first `resamples` draws: G = 1."""
+        value = np.array([function(sums.sum(0))])
+        drawn = [function(row @ sums) for row in self._draws[: resamples if self._num_mazes > 1 else 0]]
+        low, high = np.percentile(drawn, [2.5, 97.5]) if drawn else (np.nan, np.nan)
+        return Estimate(value, np.array([low]), np.array([high]), np.array([self._num_mazes]))
 
     def slope(self, values: np.ndarray, x: np.ndarray, where: np.ndarray) -> Estimate:
         """Slope of the least-squares line of `values` over `x`, both [M, F], where `where` is True: G = 1."""

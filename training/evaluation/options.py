@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from training.data.pose_input import Conditioning
+from training.evaluation.imagination_rows import ImaginationOptions
 from training.recording.frames import RecordingOptions
 
 Memory = Literal["kept", "cleared"]
@@ -20,9 +21,10 @@ Feedback = Literal["dreamed", "real"]
 class RecallOptions:
     """Options of `training.evaluate` with a protocol."""
 
-    protocol: Literal["retrieval", "reasoning"] | None = None
-    """retrieval: after the context the way goes back through it; reasoning: the walk goes on. Without a protocol, a
-    short look: PSNR frame by frame, and the reward head."""
+    protocol: Literal["retrieval", "reasoning", "imagination"] | None = None
+    """retrieval: after the context the way goes back through it; reasoning: the walk goes on; imagination: it goes on
+    where nobody looked, and back again (`training.evaluation.imagination`). Without a protocol, a short look: PSNR
+    frame by frame, and the reward head."""
     conditioning: Conditioning = "action"
     """action: the agent really turns round (or goes on) in the simulator, and the model is given its actions; one that
     takes poses tells them itself, by its odometry. pose: the model is given the pose of every frame, and retrieval is
@@ -36,6 +38,9 @@ class RecallOptions:
     real frames before it, so that recall is measured without drift."""
     feedback_interval: int | None = None
     """Every how many frames a dreamed one enters memory; None: as the checkpoint says (`WorldModelConfig`)."""
+    write_once: float | None = None
+    """Weight in the map below which dreamed frames are written there; None: as the checkpoint says."""
+    imagination: ImaginationOptions = field(default_factory=ImaginationOptions)
     refresh_steps: int = 0
     """State refresh: every so many dreamed frames the memory is made anew from the newest frames alone, as environments
     do by their refresh_steps; 0: never."""
