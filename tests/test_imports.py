@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -194,6 +195,18 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         tuple(graphlib.TopologicalSorter(below).static_order())
     except graphlib.CycleError as error:
         pytest.fail(f"Modules import each other in a circle: {' → '.join(error.args[1])}")
+
+
+def test_the_network_names_no_world() -> None:
+    """What holds in one world only is in its folder, in `wm_gym.odometry` as a prior, or in a configuration."""
+    named = [
+        f"{module}:{number}: {line.strip()}"
+        for module, path in sources().items()
+        if is_within(module, "wm_gym.nn")
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if re.search(r"maze|\bwalls?\b|mujoco|minecraft", line, re.IGNORECASE)
+    ]
+    assert not named, "\n".join(named)
 
 
 @pytest.mark.parametrize(

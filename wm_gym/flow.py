@@ -8,12 +8,12 @@ clean frame; samplers know nothing else about the network.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from wm_gym.array_typing import ModelFrame, NoiseLevel
+from wm_gym.array_typing import ModelFrame, NoiseLevel, RowCount
 
 Denoise = Callable[[ModelFrame, NoiseLevel], ModelFrame]
 
@@ -55,3 +55,37 @@ def euler_sampler(denoise: Denoise, noise: ModelFrame, schedule: tuple[float, ..
         clean = denoise(frame, frame.new_full((frame.shape[0],), level))
         frame = euler_update(frame, clean, level, next_level)
     return frame
+
+
+def draw_noise(shape: tuple[int, ...], source: Generator | Sequence[Generator] | ModelFrame) -> ModelFrame:
+    """Pure noise of a shape ``[B, C, H, W]``: as it is given, or from a generator, or from one generator per row.
+
+    Raises:
+        TypeError: given noise that is not floating-point.
+        ValueError: given noise of another shape, or another number of generators.
+    """
+    if isinstance(source, Tensor):
+        if not source.is_floating_point():
+            raise TypeError(f"noise is {source.dtype}; expected a float dtype.")
+        if tuple(source.shape) != shape:
+            raise ValueError(f"noise of a frame has shape {tuple(source.shape)}; expected {shape}.")
+        return source.float()
+    if isinstance(source, Generator):
+        return torch.randn(shape, generator=source, device=source.device)
+    if len(source) != shape[0]:
+        raise ValueError(f"{len(source)} generators given for {shape[0]} rows; give one, or one per row.")
+    return torch.stack([torch.randn(shape[1:], generator=each, device=each.device) for each in source])
+
+
+def feedback_level(index: RowCount, interval: int, device: torch.device) -> NoiseLevel:
+    """Noise level at which a dreamed frame enters memory: 0 every `interval` frames, else 1; see `WorldModelConfig`.
+
+    Args:
+        index: number of the frame since the first one of its dream, context included, int64 ``[B]``.
+        interval: 1: every frame enters as it is; 0: none does.
+        device: of the result. If the index lies elsewhere, only an interval above 1 copies anything, which a CUDA
+            graph could not capture.
+    """
+    if interval <= 1:
+        return torch.full(index.shape, float(interval == 0), device=device)
+    return (index % interval != 0).float().to(device)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -23,38 +22,21 @@ from wm_gym.array_typing import (
     OdometryState,
     Pose,
     Poses,
-    RowCount,
 )
 from wm_gym.checkpoint import load_checkpoint, resolve_device
 from wm_gym.codec import frames_to_model, quantize
-from wm_gym.flow import euler_update, expand_level, linear_schedule
+from wm_gym.flow import draw_noise, euler_update, expand_level, feedback_level, linear_schedule
 from wm_gym.nn.backbone import Backbone, Output
-from wm_gym.nn.checks import check_actions, check_frames, check_model_frame, check_pose
+from wm_gym.nn.checks import check_actions, check_frames, check_model_frame, check_pose, check_weights
 from wm_gym.nn.config import WorldModelConfig
+from wm_gym.nn.prediction import Prediction
 from wm_gym.nn.state import LayerState, ModelState, PendingFrame
-from wm_gym.odometry.visual import Odometry
+from wm_gym.odometry import Odometry, make_odometry
+from wm_gym.odometry.tracker import locate
 
 __all__ = ["ModelState", "Output", "Prediction", "WorldModel", "WorldModelConfig", "feedback_level"]
 
 _PREFILL_FRAMES = 128  # frames of context per parallel pass; bounds the memory that a long context takes
-
-
-class Prediction(NamedTuple):
-    """One imagined frame for each of B dreams.
-
-    Attributes:
-        frame: ``[B, C, H, W]`` in [-1, 1].
-        reward: the most probable of ``config.reward_values``, ``[B]``.
-        termination: probability that the episode ended, ``[B]``.
-        reward_logits: ``[B, R]``.
-        termination_logits: ``[B]``.
-    """
-
-    frame: ModelFrame
-    reward: Tensor
-    termination: Tensor
-    reward_logits: Tensor
-    termination_logits: Tensor
 
 
 class WorldModel(nn.Module):
@@ -72,7 +54,7 @@ class WorldModel(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = self.backbone_type(config)
-        self.odometry = Odometry(config) if config.has_odometry else None
+        self.odometry: Odometry | None = make_odometry(config)
         self.register_buffer("reward_values", torch.tensor(config.reward_values), persistent=False)
 
     @classmethod
@@ -97,16 +79,13 @@ class WorldModel(nn.Module):
     ) -> WorldModel:
         """Build from a checkpoint's configuration and tensors; raises ValueError if the two do not fit."""
         model = cls(cls.config_type.from_dict(config))
-        expected, given = model.state_dict(), tensors
-        if expected.keys() != given.keys() or any(expected[k].shape != given[k].shape for k in expected):
-            wrong = [k for k in expected.keys() | given.keys() if k not in given or k not in expected]
-            wrong += [k for k in expected.keys() & given.keys() if expected[k].shape != given[k].shape]
-            raise ValueError(f"weights of {name} do not fit its configuration (first mismatch: {min(wrong)}).")
+        check_weights(model.state_dict(), tensors, name)
         model.load_state_dict({key: value.float() for key, value in tensors.items()})
         return model.to(device).eval().requires_grad_(False)
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.reward_values.device
 
     def forward(
@@ -143,8 +122,8 @@ class WorldModel(nn.Module):
             frames: uint8 ``[B, T, H, W, C]``.
             actions: the actions between the frames: T - 1 of them for an empty state; T for a state that has seen
                 frames (the first leads from its newest frame to ``frames[:, 0]``).
-            pose: poses of the frames, if the model is conditioned on poses. None to a model with odometry lets it tell
-                them itself, seen from the first frame that it reads.
+            pose: poses of the frames, if the model is conditioned on poses. None to a model with odometry lets it
+                predict them itself, relative to the first frame that it reads.
 
         Raises:
             TypeError, ValueError: if frames, actions or poses do not fit the model or each other.
@@ -154,7 +133,7 @@ class WorldModel(nn.Module):
     def prefill_and_locate(
         self, state: ModelState, frames: Frames, actions: Actions, pose: Poses | None = None
     ) -> tuple[ModelState, Poses | None]:
-        """`prefill`, and the poses ``[B, T, P]`` of the frames as they were given or told; None without poses."""
+        """`prefill`, and the poses ``[B, T, P]`` of the frames as they were given or predicted; None without poses."""
         check_frames(self.config, frames, state.batch_size)
         batch, length = frames.shape[:2]
         empty = state.pending is None
@@ -168,7 +147,7 @@ class WorldModel(nn.Module):
         for start in range(0, length, _PREFILL_FRAMES):
             part = slice(start, min(start + _PREFILL_FRAMES, length))
             clean, led = frames_to_model(frames[:, part]), actions[:, part]
-            poses, odometry = self._locate(state, clean, led, None if pose is None else pose[:, part])
+            poses, odometry = locate(self.odometry, state, clean, led, None if pose is None else pose[:, part])
             dreamed = torch.zeros_like(has_action[:, part])
             state = self._append(state, PendingFrame(clean, led, has_action[:, part], dreamed, poses), odometry)
             if poses is not None:
@@ -188,7 +167,7 @@ class WorldModel(nn.Module):
         Args:
             noisy_frame: ``[B, C, H, W]`` at ``noise_level`` ``[B]``.
             action: taken at the newest frame, ``[B]`` int64 or ``[B, A]`` float.
-            pose: pose of the frame to come, ``[B, P]``; None to a model with odometry, which tells it then.
+            pose: pose of the frame to come, ``[B, P]``; None to a model with odometry, which predicts it then.
         """
         noisy = self._next_frame(state, noisy_frame, action, pose)
         return self._predict(state, noisy, noise_level, num_committed=0)[0]
@@ -206,12 +185,10 @@ class WorldModel(nn.Module):
         Args:
             frame: uint8 ``[B, H, W, C]``, or float ``[B, C, H, W]`` in [-1, 1], which is rounded to uint8 levels.
             action: the action that led to it.
-            pose: its pose; None to a model with odometry, which tells it then.
+            pose: its pose; None to a model with odometry, which predicts it then.
             dreamed: whether it is the model's own (`denoise`) and not a real one; see `PendingFrame`.
         """
         clean = frames_to_model(frame) if frame.dtype == torch.uint8 else quantize(frame)
-        if state.pending is None:
-            raise ValueError("the state has seen no frame yet; call prefill with at least one real frame first.")
         fresh = self._next_frame(state, clean, action, pose)
         if dreamed:
             fresh = dataclasses.replace(fresh, dreamed=torch.ones_like(fresh.dreamed))
@@ -236,13 +213,14 @@ class WorldModel(nn.Module):
                 :func:`wm_gym.ops.step.frame_noise` gives; or a generator of it, or one per row; on the model's device
                 or on the CPU.
             num_denoising_steps: passes per frame.
-            pose: pose of the frame to come; None to a model with odometry, which tells it then.
+            pose: pose of the frame to come; None to a model with odometry, which predicts it then.
 
         Returns:
             The prediction and the state that has it as its newest frame.
         """
-        schedule = linear_schedule(num_denoising_steps)
-        noisy = self._next_frame(state, self._noise(state.batch_size, noise), action, pose)
+        c, schedule = self.config, linear_schedule(num_denoising_steps)
+        shape = (state.batch_size, c.frame_channels, c.frame_height, c.frame_width)
+        noisy = self._next_frame(state, draw_noise(shape, noise).to(self.device), action, pose)
         level = noisy.frame.new_ones(state.batch_size)
         prediction, layers = self._predict(state, noisy, level, num_committed=1)
         committed = ModelState(layers, state.num_committed + 1)
@@ -254,110 +232,8 @@ class WorldModel(nn.Module):
         newest = dataclasses.replace(noisy, frame=quantize(prediction.frame), dreamed=dreamed)
         return prediction, ModelState(committed.layers, committed.num_committed, newest)
 
-    def _append(self, state: ModelState, fresh: PendingFrame, odometry: OdometryState | None) -> ModelState:
-        """Take in T frames, a sequence: all enter memory but the last, which becomes pending, with `odometry`."""
-        state = self._with_new_places(state)
-        sequence = fresh if state.pending is None else self._entering(state, state.pending).followed_by(fresh)
-        num_committed = sequence.frame.shape[1] - 1
-        layers = state.layers
-        if num_committed:
-            levels = sequence.frame.new_zeros(sequence.frame.shape[0], num_committed)
-            if state.pending is not None:
-                levels[:, 0] = self._entering_level(state, state.pending)
-            layers = self._run(state, sequence.at_time(slice(0, num_committed)), levels, num_committed)[1]
-        newest = dataclasses.replace(sequence.at_time(-1), odometry=odometry)
-        return ModelState(layers, state.num_committed + num_committed, newest)
-
-    def _locate(
-        self, state: ModelState, frames: ModelFrames, actions: Actions, pose: Poses | None
-    ) -> tuple[Poses | None, OdometryState | None]:
-        """Poses of frames that follow the state, ``[B, T, P]``, as given or told; and the odometry of the last of them.
-
-        ``actions[:, t]`` led to ``frames[:, t]``; the last frame is not looked at.
-        """
-        if self.odometry is None:
-            return pose, None
-        pending, batch = state.pending, state.batch_size
-        if pending is None:
-            carried = self.odometry.initial_state(batch, frames.device)
-            before = self.odometry.first_pose(batch, frames.device)[:, None] if pose is None else pose[:, :1]
-            seen, actions, pose = frames[:, :-1], actions[:, 1:], None if pose is None else pose[:, 1:]
-        elif pending.odometry is None or pending.pose is None:
-            raise ValueError("the state comes from a model without odometry; prefill a new one.")
-        else:
-            carried, before = pending.odometry, pending.pose[:, None]
-            seen = torch.cat([pending.frame[:, None], frames[:, :-1]], dim=1)
-        if pose is not None:
-            poses = torch.cat([before, pose], dim=1)
-            carried = self.odometry.given(carried, poses, actions)
-        elif seen.shape[1]:
-            real = torch.ones(seen.shape[:2], dtype=torch.bool, device=seen.device)
-            if pending is not None:
-                real[:, 0] = ~pending.dreamed
-            poses = before
-            if pending is not None and state.place_map is not None:  # which tells more than a dreamed frame
-                first = seen[:, 0], actions[:, 0], poses[:, -1], real[:, 0]
-                told, carried = self.odometry(carried, *first, state.place_map)
-                poses = torch.cat([poses, told[:, None]], dim=1)
-                seen, actions, real = seen[:, 1:], actions[:, 1:], real[:, 1:]
-            if seen.shape[1]:
-                told, carried = self.odometry.follow(carried, seen, actions, poses[:, -1], real)
-                poses = torch.cat([poses, told], dim=1)
-        else:
-            poses = before
-        return poses[:, -frames.shape[1] :], carried
-
-    def _predict(
-        self, state: ModelState, noisy: PendingFrame, level: NoiseLevel, num_committed: int
-    ) -> tuple[Prediction, tuple[LayerState, ...]]:
-        """Run the pending frame, if there is one, and then the noisy frame; return what is said of the latter."""
-        state = self._with_new_places(state)
-        sequence, levels = noisy.with_time(), level[:, None]
-        if state.pending is not None:
-            sequence = self._entering(state, state.pending).followed_by(sequence)
-            levels = torch.stack([self._entering_level(state, state.pending), level], dim=1)
-        output, layers = self._run(state, sequence, levels, num_committed)
-        reward_logits, termination_logits = output.reward_logits[:, -1], output.termination_logits[:, -1]
-        reward = self.reward_values[reward_logits.argmax(-1)]
-        prediction = Prediction(
-            output.frame[:, -1], reward, termination_logits.sigmoid(), reward_logits, termination_logits
-        )
-        return prediction, layers
-
-    def _run(
-        self, state: ModelState, sequence: PendingFrame, levels: NoiseLevels, num_committed: int
-    ) -> tuple[Output, tuple[LayerState, ...]]:
-        on_gpu = self.device.type == "cuda"
-        with torch.autocast("cuda", torch.bfloat16) if on_gpu else contextlib.nullcontext():
-            return self.backbone(
-                sequence.frame,
-                levels,
-                sequence.action,
-                sequence.has_action,
-                sequence.pose,
-                state.layers,
-                state.num_committed,
-                num_committed,
-            )
-
-    def _with_new_places(self, state: ModelState) -> ModelState:
-        """The state whose map holds what the pending frame, if it was dreamed, shows of unknown places."""
-        if not self.config.write_once or state.pending is None:
-            return state
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
-            layers = self.backbone.filled_map(state.pending, state.layers, state.num_committed, self.config.write_once)
-        return dataclasses.replace(state, layers=layers)
-
-    def _entering(self, state: ModelState, pending: PendingFrame) -> PendingFrame:
-        """The pending frame as a sequence, without the pixels of which memory is to keep nothing."""
-        level = self._entering_level(state, pending)
-        return dataclasses.replace(pending, frame=pending.frame * (1 - expand_level(level, pending.frame))).with_time()
-
-    def _entering_level(self, state: ModelState, pending: PendingFrame) -> NoiseLevel:
-        """At which the pending frame enters memory, ``[B]``: 0 keeps it, 1 keeps nothing of it."""
-        return pending.dreamed * feedback_level(state.num_committed, self.config.feedback_interval, self.device)
-
     def _next_frame(self, state: ModelState, frame: ModelFrame, action: Action, pose: Pose | None) -> PendingFrame:
+        """A frame that follows the state, real as far as this says, with its pose and odometry."""
         batch = state.batch_size
         check_model_frame(self.config, frame, batch)
         if state.pending is None:
@@ -365,36 +241,55 @@ class WorldModel(nn.Module):
         check_actions(self.config, action[:, None], batch, 1)
         check_pose(self.config, pose, (batch,))
         has_action = torch.ones(batch, dtype=torch.bool, device=frame.device)
-        poses, odometry = self._locate(state, frame[:, None], action[:, None], None if pose is None else pose[:, None])
+        given = None if pose is None else pose[:, None]
+        poses, odometry = locate(self.odometry, state, frame[:, None], action[:, None], given)
         newest_pose = None if poses is None else poses[:, 0]
         return PendingFrame(frame, action, has_action, torch.zeros_like(has_action), newest_pose, odometry)
 
-    def _noise(self, batch_size: int, source: Generator | Sequence[Generator] | ModelFrame) -> ModelFrame:
-        c = self.config
-        shape = (c.frame_channels, c.frame_height, c.frame_width)
-        if isinstance(source, Tensor):
-            if not source.is_floating_point():
-                raise TypeError(f"noise is {source.dtype}; expected a float dtype.")
-            check_model_frame(c, source, batch_size)
-            noise = source.float()
-        elif isinstance(source, Generator):
-            noise = torch.randn(batch_size, *shape, generator=source, device=source.device)
-        elif len(source) == batch_size:
-            noise = torch.stack([torch.randn(shape, generator=g, device=g.device) for g in source])
-        else:
-            raise ValueError(f"{len(source)} generators given for {batch_size} rows; give one, or one per row.")
-        return noise.to(self.device)
+    def _append(self, state: ModelState, fresh: PendingFrame, odometry: OdometryState | None) -> ModelState:
+        """Take in T frames, a sequence: all enter memory but the last, which becomes pending, with `odometry`."""
+        state, sequence, levels = self._after_pending(state, fresh, fresh.frame.new_zeros(fresh.frame.shape[:2]))
+        num_committed = sequence.frame.shape[1] - 1
+        layers = state.layers
+        if num_committed:
+            entering = sequence.at_time(slice(0, num_committed))
+            layers = self._run(state, entering, levels[:, :num_committed], num_committed)[1]
+        newest = dataclasses.replace(sequence.at_time(-1), odometry=odometry)
+        return ModelState(layers, state.num_committed + num_committed, newest)
 
+    def _predict(
+        self, state: ModelState, noisy: PendingFrame, level: NoiseLevel, num_committed: int
+    ) -> tuple[Prediction, tuple[LayerState, ...]]:
+        """Run the pending frame, if there is one, and then the noisy frame; return the prediction of the latter."""
+        state, sequence, levels = self._after_pending(state, noisy.with_time(), level[:, None])
+        output, layers = self._run(state, sequence, levels, num_committed)
+        return Prediction.of_newest(output, self.reward_values), layers
 
-def feedback_level(index: RowCount, interval: int, device: torch.device) -> NoiseLevel:
-    """Noise level at which a dreamed frame enters memory: 0 every `interval` frames, else 1; see `WorldModelConfig`.
+    def _after_pending(
+        self, state: ModelState, fresh: PendingFrame, levels: NoiseLevels
+    ) -> tuple[ModelState, PendingFrame, NoiseLevels]:
+        """The sequence of the pending frame, if there is one, and `fresh`, with the noise levels of all.
 
-    Args:
-        index: number of the frame since the first one of its dream, context included, int64 ``[B]``.
-        interval: 1: every frame enters as it is; 0: none does.
-        device: of the result. If the index lies elsewhere, only an interval above 1 copies anything, which a CUDA
-            graph could not capture.
-    """
-    if interval <= 1:
-        return torch.full(index.shape, float(interval == 0), device=device)
-    return (index % interval != 0).float().to(device)
+        The pending frame has the level at which it enters memory, and no pixels where memory is to keep nothing of it.
+        The map of the state that is returned holds what it shows of unknown places, if it was dreamed (`write_once`).
+        """
+        c, pending = self.config, state.pending
+        if pending is None:
+            return state, fresh, levels
+        if c.write_once:
+            with self._autocast():
+                layers = self.backbone.filled_map(pending, state.layers, state.num_committed, c.write_once)
+            state = dataclasses.replace(state, layers=layers)
+        level = pending.dreamed * feedback_level(state.num_committed, c.feedback_interval, self.device)
+        entering = dataclasses.replace(pending, frame=pending.frame * (1 - expand_level(level, pending.frame)))
+        return state, entering.with_time().followed_by(fresh), torch.cat([level[:, None], levels], dim=1)
+
+    def _run(
+        self, state: ModelState, sequence: PendingFrame, levels: NoiseLevels, num_committed: int
+    ) -> tuple[Output, tuple[LayerState, ...]]:
+        frames = sequence.frame, levels, sequence.action, sequence.has_action, sequence.pose
+        with self._autocast():
+            return self.backbone(*frames, state.layers, state.num_committed, num_committed)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda")

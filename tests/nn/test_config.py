@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from typing import Any
 
 import pytest
+import torch
 
-from tests.tiny import tiny_model
+from tests.tiny import PLANAR_POSE, SMALL_MAP, tiny_model
 from training.baselines import BaselineConfig, baseline_config
 from wm_gym.checkpoint import load_checkpoint
 from wm_gym.nn.config import NO_MAP, NO_ODOMETRY, NO_POSE, WorldModelConfig
+from wm_gym.nn.pose_embedding import NUM_HARMONICS, PlanarPose
 
 # What the earliest checkpoints hold.
 EARLIEST: dict[str, Any] = {
@@ -75,6 +79,28 @@ def test_the_odometry_of_a_flat_configuration_keeps_its_kind(flags: dict[str, bo
 def test_flat_configurations_of_baselines_are_read() -> None:
     config = BaselineConfig.from_dict({**EARLIEST, "architecture": "mamba2", "cache_frames": 64})
     assert config.architecture == "mamba2" and not config.has_map and config.scan.state_dim == 64
+
+
+def test_a_model_of_another_world_has_its_camera_rays_and_lengths() -> None:
+    """With another field of view, other distances and wavelengths the network is built, and renders, for these."""
+    pose = dataclasses.replace(PLANAR_POSE, field_of_view=120.0, wavelengths=(8.0, 2.0))
+    world = {"pose": pose, "map": dataclasses.replace(SMALL_MAP, rays=6, distances=(0.5, 3.0, 9.0)), "hide_noise": True}
+    model, ours = tiny_model(**world), tiny_model(pose=PLANAR_POSE, map=SMALL_MAP, hide_noise=True)
+    memory, usual = model.backbone.map_memory, ours.backbone.map_memory
+    assert memory is not None and usual is not None
+    assert memory.angles.shape == (6,) and memory.distances.tolist() == [0.5, 3.0, 9.0]
+    outermost = math.atan(5 / 6 * math.tan(math.radians(60)))  # the middle of the first sixth of the image plane
+    assert float(memory.angles[0]) == pytest.approx(outermost) and float(usual.angles[0]) < outermost
+    ray, condition = model.backbone.embedding.ray, model.backbone.condition.pose
+    assert ray is not None and isinstance(condition, PlanarPose)
+    assert ray.features.size == condition.features.size == 2 * 4 + 2 * NUM_HARMONICS
+    frames, levels = torch.zeros(1, 3, 3, 16, 16), torch.tensor([[0.0, 0.0, 1.0]])
+    poses = torch.tensor([[[0.0, 0.0, 1.0, 0.0], [0.4, 0.0, 1.0, 0.0], [0.4, 0.3, 0.0, 1.0]]])
+    with torch.no_grad():
+        seen, from_elsewhere = (
+            model(frames, levels, torch.zeros(1, 2, dtype=torch.int64), each).frame for each in (poses, poses.flip(1))
+        )
+    assert seen.shape == frames.shape and not torch.allclose(seen[:, -1], from_elsewhere[:, -1])
 
 
 @pytest.mark.parametrize(

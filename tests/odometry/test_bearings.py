@@ -20,7 +20,7 @@ from wm_gym.nn.config import NO_MAP, WorldModelConfig
 from wm_gym.nn.map_memory import read_map
 from wm_gym.odometry.bearings import Bearings, sight_cost
 from wm_gym.odometry.grid import AROUND, GridOdometry, in_cell
-from wm_gym.odometry.visual import PAST_ACTIONS, Odometry, odometry_state_size
+from wm_gym.odometry.visual import PAST_ACTIONS, VisualOdometry, odometry_state_size
 from wm_gym.ops.bearings import GRID_STATE_SIZE, SIGHT_SIZE, counted_angles
 from wm_gym.ops.step import frame_noise
 from wm_gym.poses import placed, relative_to
@@ -57,8 +57,8 @@ def tiny_model_with_bearings(**overrides: Any) -> WorldModel:
     return model
 
 
-def odometry_of(model: WorldModel) -> Odometry:
-    assert model.odometry is not None
+def odometry_of(model: WorldModel) -> VisualOdometry:
+    assert isinstance(model.odometry, VisualOdometry)
     return model.odometry
 
 
@@ -68,7 +68,7 @@ def clip(batch: int = 2, seed: int = 1) -> tuple[Tensor, Tensor]:
     return frames, torch.randint(0, 3, (batch, FRAMES - 1), generator=g)
 
 
-def start(odometry: Odometry) -> tuple[Tensor, Tensor]:
+def start(odometry: VisualOdometry) -> tuple[Tensor, Tensor]:
     return odometry.initial_state(2, torch.device("cpu")), odometry.first_pose(2, torch.device("cpu"))
 
 
@@ -191,7 +191,7 @@ def test_a_dreamed_frame_moves_no_grid_and_a_real_one_does(model: WorldModel) ->
     for real in (DREAMED, REAL):
         changes = []
         for frame in (video[:, 5], -video[:, 5]):
-            _, after = odometry(state, frame, actions[:, 5], poses[:, -1], real, place_map)
+            _, after = odometry.predict(state, frame, actions[:, 5], poses[:, -1], real, place_map)
             changes.append((place_of(after) - place_of(state)).abs().max().item())
         assert max(changes) < 1e-5 if not real.any() else max(changes) > 1e-3
 
@@ -296,11 +296,11 @@ def test_learned_odometry_has_no_bearings() -> None:
     config = tiny_model(**PLANAR, odometry=LEARNED_ODOMETRY).config
     with_bearings = dataclasses.replace(config, odometry=GRID_ODOMETRY)
     assert odometry_state_size(with_bearings) == odometry_state_size(config) + GRID_STATE_SIZE
-    assert not any(name.startswith("bearings") for name in Odometry(config).state_dict())
+    assert not any(name.startswith("bearings") for name in VisualOdometry(config).state_dict())
 
 
 @pytest.fixture(scope="module")
-def odometry_by_map() -> Odometry:
+def odometry_by_map() -> VisualOdometry:
     """One to which about half of a random map is walls."""
     odometry = odometry_of(tiny_model(**PLANAR, **MAP, odometry=GRID_ODOMETRY).requires_grad_(False))
     by_map = odometry.by_map
@@ -311,7 +311,7 @@ def odometry_by_map() -> Odometry:
 
 
 @pytest.fixture
-def by_map(odometry_by_map: Odometry) -> GridOdometry:
+def by_map(odometry_by_map: VisualOdometry) -> GridOdometry:
     assert isinstance(odometry_by_map.by_map, GridOdometry)
     return odometry_by_map.by_map
 
@@ -386,7 +386,7 @@ def test_walls_are_read_in_the_cells_around_wherever_the_map_lies_on_the_grid(by
         assert (offset[:, :, number] - middle[:, :, None]).abs().max() < 0.7
 
 
-def test_a_dream_by_the_map_knows_the_grid_from_the_state(odometry_by_map: Odometry) -> None:
+def test_a_dream_by_the_map_knows_the_grid_from_the_state(odometry_by_map: VisualOdometry) -> None:
     g = torch.Generator().manual_seed(3)
     place_map, other_map = random_map(), random_map(4)
     pose = torch.tensor([[0.4, -0.8, 0.6, 0.8], [1.0, 2.0, 1.0, 0.0]])
@@ -399,7 +399,7 @@ def test_a_dream_by_the_map_knows_the_grid_from_the_state(odometry_by_map: Odome
         grid = grid_of(state)
         grid[:, :3], grid[:, -1] = torch.tensor([x, y, turn]), known
         grid[:, 3:-1] = 1e-4 * torch.eye(6).flatten()
-        return odometry_by_map(state, frame, AHEAD, pose, DREAMED, maps)[0]
+        return odometry_by_map.predict(state, frame, AHEAD, pose, DREAMED, maps)[0]
 
     here = told(0.3, -0.4, 0.2, 1.0)
     assert torch.equal(told(0.3, -0.4, 0.2, 1.0, other_frame), here)

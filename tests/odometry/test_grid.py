@@ -9,7 +9,7 @@ import torch
 
 from tests.tiny import GRID_ODOMETRY, PLANAR_POSE, SMALL_MAP, tiny_model
 from wm_gym.odometry.grid import AROUND, GridOdometry, in_cell, pushed_out, walls_around
-from wm_gym.odometry.visual import Odometry
+from wm_gym.odometry.visual import VisualOdometry
 
 MAP = {"pose": PLANAR_POSE, "hide_noise": True, "map": SMALL_MAP}
 RADIUS = torch.tensor(0.1)
@@ -18,7 +18,7 @@ RADIUS = torch.tensor(0.1)
 @pytest.fixture(scope="module")
 def odometry() -> GridOdometry:
     torch.manual_seed(0)
-    made = Odometry(tiny_model(**MAP, odometry=GRID_ODOMETRY).config)
+    made = VisualOdometry(tiny_model(**MAP, odometry=GRID_ODOMETRY).config)
     assert isinstance(made.by_map, GridOdometry)
     return made.by_map.requires_grad_(False)
 
@@ -94,7 +94,7 @@ def test_beside_a_corner_it_slides_and_does_not_stop() -> None:
 
 def test_a_motion_slides_along_the_wall_that_it_meets_on_its_way() -> None:
     torch.manual_seed(0)
-    made = Odometry(tiny_model(**MAP, odometry=GRID_ODOMETRY).config).by_map
+    made = VisualOdometry(tiny_model(**MAP, odometry=GRID_ODOMETRY).config).by_map
     assert isinstance(made, GridOdometry)
     with torch.no_grad():
         for layer in (made.straight, made.free, made.out):  # nothing learned: the motion is always the same

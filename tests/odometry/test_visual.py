@@ -26,7 +26,7 @@ from tests.tiny import (
 )
 from wm_gym.codec import frames_to_model, model_to_frames
 from wm_gym.nn.config import NO_MAP, NO_ODOMETRY, NO_POSE
-from wm_gym.odometry.visual import Odometry
+from wm_gym.odometry.visual import VisualOdometry
 from wm_gym.ops.step import frame_noise
 from wm_gym.poses import motion_between, relative_to_first
 from wm_gym.world_model import ModelState, WorldModel
@@ -124,7 +124,7 @@ def test_the_pose_of_a_frame_does_not_depend_on_that_frame_but_the_next_one_does
 def test_with_true_poses_odometry_does_not_run(model: WorldModel) -> None:
     frames, actions = clip()
     poses = some_poses(length=FRAMES + 2)
-    with mock.patch.object(Odometry, "follow", side_effect=AssertionError("odometry ran")):
+    with mock.patch.object(VisualOdometry, "follow", side_effect=AssertionError("odometry ran")):
         state = model.prefill(model.initial_state(2), frames, actions, poses[:, :FRAMES])
         _, state = model.step(state, actions[:, 0], torch.zeros(2, 3, 16, 16), pose=poses[:, FRAMES])
         graph = loaded(model, state, KEYS[:2])
@@ -190,8 +190,8 @@ def test_with_a_map_only_real_frames_are_looked_at(overrides: dict[str, Any], mo
     )
     graph = loaded(model, state, num_denoising_steps=1)
     looks: list[int] = []
-    follow = Odometry.follow
-    monkeypatch.setattr(Odometry, "follow", lambda *arguments: (looks.append(1), follow(*arguments))[1])
+    follow = VisualOdometry.follow
+    monkeypatch.setattr(VisualOdometry, "follow", lambda *arguments: (looks.append(1), follow(*arguments))[1])
     for _ in range(3):
         graph.step(some_actions(model, BATCH, 0))
     assert len(looks) == 1  # at the last frame of the context
@@ -259,7 +259,7 @@ def test_a_dreamed_frame_says_nothing_of_the_motion_that_led_to_it(model: WorldM
 
 def test_a_dreamed_frame_is_looked_at_without_the_one_before(model: WorldModel) -> None:
     odometry = model.odometry
-    assert odometry is not None
+    assert isinstance(odometry, VisualOdometry)
     frames, actions = clip()
     video = frames_to_model(frames)
     starts = [odometry.initial_state(2, torch.device("cpu")), odometry.initial_state(2, torch.device("cpu"))]
@@ -270,9 +270,9 @@ def test_a_dreamed_frame_is_looked_at_without_the_one_before(model: WorldModel) 
     pose = odometry.first_pose(2, torch.device("cpu"))
     for is_real in (True, False):
         real = torch.full((2,), is_real)
-        told = [odometry(start, video[:, 5], actions[:, 5], pose, real)[0] for start in starts]
+        told = [odometry.predict(start, video[:, 5], actions[:, 5], pose, real)[0] for start in starts]
         assert torch.equal(told[0], told[1]) == (not is_real)
-        other = odometry(starts[0], video[:, 6], actions[:, 5], pose, real)[0]
+        other = odometry.predict(starts[0], video[:, 6], actions[:, 5], pose, real)[0]
         assert not torch.equal(other, told[0])  # what the frame itself shows counts in both
 
 
@@ -337,7 +337,7 @@ def test_a_real_environments_memory_reads_frames_by_odometry(model: WorldModel, 
 def test_motions_are_the_same_with_gradients_which_do_not_go_back_in_time() -> None:
     model = tiny_model(**PLANAR, odometry=LEARNED_ODOMETRY)
     odometry = model.odometry
-    assert odometry is not None
+    assert isinstance(odometry, VisualOdometry)
     frames, actions = clip()
     state = odometry.initial_state(2, torch.device("cpu"))
     looked = odometry.look(state, frames_to_model(frames[:, :-1]), actions)
@@ -353,7 +353,7 @@ def test_motions_are_the_same_with_gradients_which_do_not_go_back_in_time() -> N
 
 def test_given_poses_leave_the_actions_in_memory(model: WorldModel) -> None:
     odometry = model.odometry
-    assert odometry is not None
+    assert isinstance(odometry, VisualOdometry)
     frames, actions = clip()
     start = odometry.initial_state(2, torch.device("cpu"))
     poses, followed = odometry.follow(start, frames_to_model(frames[:, :-1]), actions, torch.eye(4)[[2, 2]])

@@ -11,7 +11,7 @@ from training.odometry.learning import WindowSource, minimise
 from training.odometry.progress import PartProgress
 from wm_gym.codec import frames_to_model
 from wm_gym.odometry.bearings import sight_cost
-from wm_gym.odometry.visual import Odometry
+from wm_gym.odometry.visual import VisualOdometry
 from wm_gym.ops.bearings import counted_angles, grid_angles
 
 
@@ -33,7 +33,7 @@ class BearingsTraining:
 
 
 def train_bearings(
-    odometry: Odometry, dataset: WindowSource, training: BearingsTraining, progress: PartProgress | None = None
+    odometry: VisualOdometry, dataset: WindowSource, training: BearingsTraining, progress: PartProgress | None = None
 ) -> int:
     """Trains the network of bearings in place, and nothing else; returns the number of steps. See `minimise`."""
     bearings = odometry.bearings

@@ -11,7 +11,7 @@ from torch import Tensor
 from training.odometry.learning import looked_at_beside, spoilt
 from training.recording.rollouts import Rollouts
 from wm_gym.codec import frames_to_model
-from wm_gym.odometry.visual import Odometry
+from wm_gym.odometry.visual import VisualOdometry
 from wm_gym.ops.odometry import follow_motions
 from wm_gym.poses import motion_between, motion_sizes, relative_to_first, size_quantiles
 
@@ -19,7 +19,7 @@ ROWS = 8  # walks at a time; bounds the memory
 
 
 @torch.no_grad()
-def drift_figures(odometry: Odometry, walks: Rollouts, steps: Sequence[int], seed: int = 0) -> dict[str, Any]:
+def drift_figures(odometry: VisualOdometry, walks: Rollouts, steps: Sequence[int], seed: int = 0) -> dict[str, Any]:
     """Errors of the pose after so many steps, and of single predicted motions.
 
     Each walk is cut into pieces of `max(steps)` steps, which are independent dreams' contexts. "frames": real frames,
@@ -52,7 +52,7 @@ def drift_figures(odometry: Odometry, walks: Rollouts, steps: Sequence[int], see
 
 
 def _errors(
-    odometry: Odometry,
+    odometry: VisualOdometry,
     walks: Rollouts,
     rows: slice,
     part: slice,

@@ -18,7 +18,7 @@ from training.data.dataset import Batch
 from training.odometry.progress import PartProgress
 from wm_gym.array_typing import ModelFrames
 from wm_gym.codec import frames_to_model
-from wm_gym.odometry.visual import Odometry
+from wm_gym.odometry.visual import VisualOdometry
 from wm_gym.poses import MOTION_SIZE, motion_between
 
 ERROR_SCALE = 0.002  # cells; errors that are much larger count in proportion, not squared
@@ -57,7 +57,7 @@ class WindowSource(Protocol):
 
 
 def train_odometry(
-    odometry: Odometry,
+    odometry: VisualOdometry,
     dataset: WindowSource,
     training: OdometryTraining,
     dreams: WindowSource | None = None,
@@ -174,7 +174,7 @@ def _alone(num_real: int, num_dreamed: int, fraction: float) -> Tensor:
 
 
 def odometry_loss(
-    odometry: Odometry, frames: ModelFrames, actions: Tensor, poses: Tensor, real: Tensor | None = None
+    odometry: VisualOdometry, frames: ModelFrames, actions: Tensor, poses: Tensor, real: Tensor | None = None
 ) -> Tensor:
     """Errors of predicted motions, of motions as they look and of what is made of both, in units of `ERROR_SCALE`.
 

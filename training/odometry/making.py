@@ -25,7 +25,7 @@ from training.store.episode_store import open_store
 from wm_gym.checkpoint import load_checkpoint, resolve_device, save_checkpoint
 from wm_gym.files import write_json
 from wm_gym.nn.config import NO_MAP, NO_ODOMETRY, OdometryConfig, WorldModelConfig
-from wm_gym.odometry.visual import Odometry
+from wm_gym.odometry.visual import VisualOdometry
 from wm_gym.provenance import provenance, seed_ranges
 from wm_gym.world_model import WorldModel
 
@@ -90,7 +90,7 @@ def make_odometry(arguments: OdometryArguments, argv: Sequence[str]) -> dict[str
     device = resolve_device(name)
     model = _model(arguments)
     torch.manual_seed(arguments.training.seed)
-    odometry = Odometry(model.config).to(device)
+    odometry = VisualOdometry(model.config).to(device)
     metadata = dict(model.metadata)
     progress = _progress(arguments, model)
     if arguments.init is not None:
@@ -117,11 +117,9 @@ def make_odometry(arguments: OdometryArguments, argv: Sequence[str]) -> dict[str
 
 def _progress(arguments: OdometryArguments, model: _Model) -> Progress:
     """Where the training is kept until the checkpoint is written."""
-    recipe = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(OdometryRecipe)}
-    parts = {
-        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value for name, value in recipe.items()
-    }
-    settings = {**parts, "init": arguments.init, "trained_on": model.metadata.get("date")}
+    values = dataclasses.asdict(arguments)
+    recipe = {each.name: values[each.name] for each in dataclasses.fields(OdometryRecipe)}
+    settings = {**recipe, "init": arguments.init, "trained_on": model.metadata.get("date")}
     return Progress(arguments.out.with_name(arguments.out.name + ".training"), settings)
 
 
@@ -171,7 +169,7 @@ def _trained_parts(arguments: OdometryArguments) -> tuple[str, ...]:
     return tuple(part for part, count in steps.items() if count)
 
 
-def _take(odometry: Odometry, source: str, trained: tuple[str, ...]) -> dict[str, Any]:
+def _take(odometry: VisualOdometry, source: str, trained: tuple[str, ...]) -> dict[str, Any]:
     """Loads the weights and returns what the file says of how they were trained. What it lacks has to be `trained`."""
     checkpoint = load_checkpoint(source)
     tensors = checkpoint.tensors
@@ -203,7 +201,7 @@ def _take(odometry: Odometry, source: str, trained: tuple[str, ...]) -> dict[str
 
 
 def _train(
-    odometry: Odometry,
+    odometry: VisualOdometry,
     model: _Model,
     arguments: OdometryArguments,
     device: torch.device,
@@ -232,7 +230,7 @@ def _train(
 
 
 def _train_by_eye(
-    odometry: Odometry, model: _Model, arguments: OdometryArguments, device: torch.device, progress: Progress
+    odometry: VisualOdometry, model: _Model, arguments: OdometryArguments, device: torch.device, progress: Progress
 ) -> dict[str, Any]:
     """What looks at frames: at two beside each other, and at one for its bearings."""
     assert arguments.data is not None
@@ -258,7 +256,7 @@ def _train_by_eye(
 
 
 def _train_by_map(
-    odometry: Odometry, model: _Model, arguments: OdometryArguments, device: torch.device, part: PartProgress
+    odometry: VisualOdometry, model: _Model, arguments: OdometryArguments, device: torch.device, part: PartProgress
 ) -> dict[str, Any]:
     """Nothing for a model without a map."""
     if odometry.by_map is None or not arguments.by_map.steps:
@@ -298,7 +296,7 @@ def _without_odometry(model: _Model, device: torch.device) -> WorldModel:
 
 
 def _evaluate(
-    odometry: Odometry, arguments: OdometryArguments, metadata: dict[str, Any], argv: Sequence[str]
+    odometry: VisualOdometry, arguments: OdometryArguments, metadata: dict[str, Any], argv: Sequence[str]
 ) -> dict[str, Any]:
     path = arguments.evaluation_data or arguments.data
     if path is None or arguments.evaluate is None:

@@ -21,7 +21,7 @@ from training.store.episode_store import EpisodeStore, open_store
 from wm_gym.array_typing import Actions, Poses
 from wm_gym.nn.state import ModelState
 from wm_gym.odometry.grid import GridOdometry, InCell, in_cell, walls_around
-from wm_gym.odometry.visual import PAST_ACTIONS, Odometry
+from wm_gym.odometry.visual import PAST_ACTIONS, VisualOdometry
 from wm_gym.poses import MOTION_SIZE, motion_between, moved, placed, relative_to, relative_to_first
 from wm_gym.world_model import WorldModel
 
@@ -172,7 +172,7 @@ def _maps_of(state: ModelState, _rows: Tensor, _length: int) -> tuple[Tensor, ..
 
 
 def train_by_map(
-    odometry: Odometry, walks: MappedWalks, training: MapTraining, progress: PartProgress | None = None
+    odometry: VisualOdometry, walks: MappedWalks, training: MapTraining, progress: PartProgress | None = None
 ) -> int:
     """Trains what odometry tells from the map, in place, and returns the number of steps. Nothing else changes.
 
@@ -190,7 +190,7 @@ def train_by_map(
 
 
 def map_loss(
-    odometry: Odometry, maps: Tensor, window: MapWindow, training: MapTraining, generator: torch.Generator
+    odometry: VisualOdometry, maps: Tensor, window: MapWindow, training: MapTraining, generator: torch.Generator
 ) -> Tensor:
     """Errors of the motions that are told along windows that begin somewhat beside their walk.
 
@@ -213,7 +213,7 @@ def map_loss(
 
 
 def grid_loss(
-    odometry: Odometry, maps: Tensor, window: MapWindow, training: MapTraining, generator: torch.Generator
+    odometry: VisualOdometry, maps: Tensor, window: MapWindow, training: MapTraining, generator: torch.Generator
 ) -> Tensor:
     """Errors of the motions that are told beside the true walls, and of the walls that are read from the map.
 
@@ -243,7 +243,7 @@ def grid_loss(
 
 
 def _led(
-    odometry: Odometry, window: MapWindow, training: MapTraining, generator: torch.Generator
+    odometry: VisualOdometry, window: MapWindow, training: MapTraining, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Recent motions ``[B, T, 6]``, somewhat wrong, and actions as numbers, that led to the poses of a window."""
     poses, count = window.poses, training.length

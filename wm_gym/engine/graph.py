@@ -6,7 +6,6 @@ Triton, the same code runs operation by operation.
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
@@ -19,11 +18,11 @@ from wm_gym.array_typing import Action, Frame, ModelFrame, Pose, RowCount
 from wm_gym.codec import frames_to_model, model_to_frames
 from wm_gym.engine.memory import StepMemory
 from wm_gym.engine.network import NetworkOutput, StepNetwork
-from wm_gym.flow import euler_update, expand_level, linear_schedule
+from wm_gym.flow import euler_update, expand_level, feedback_level, linear_schedule
 from wm_gym.nn.checks import check_actions, check_pose
 from wm_gym.nn.state import ModelState
 from wm_gym.ops import step as ops
-from wm_gym.world_model import WorldModel, WorldModelConfig, feedback_level
+from wm_gym.world_model import WorldModel, WorldModelConfig
 
 _T = TypeVar("_T")
 _NUM_WARM_UPS = 3  # kernels are compiled and libraries make their workspaces before anything is captured
@@ -98,16 +97,14 @@ class StepGraph:
             self._has_action = torch.ones(batch_size, dtype=torch.bool, device=device)
             self._action = torch.zeros_like(self.memory.action)
             self._pose = None if self.memory.pose is None else torch.zeros_like(self.memory.pose)
-            self._odometry = None
-            if model.odometry is not None:
-                self._odometry = copy.deepcopy(model.odometry).float().requires_grad_(False)
-                self._odometry.backend = self.backend
+            self._odometry = None if model.odometry is None else model.odometry.frozen(self.backend)
+            if self._odometry is not None:
                 self._carried = torch.zeros_like(_there(self.memory.odometry))
             self.noise_keys = torch.zeros(batch_size, dtype=torch.int64, device=device)
             self.noise_counters = torch.zeros(batch_size, dtype=torch.int64, device=device)
             self._graph: torch.cuda.CUDAGraph | None = None
             self._odometry_graph: torch.cuda.CUDAGraph | None = None  # of its own, for poses may be given instead
-            self._feeling_graph: torch.cuda.CUDAGraph | None = None  # where no frame is real and a map tells the pose
+            self._map_odometry_graph: torch.cuda.CUDAGraph | None = None  # where no frame is real
             if capture and device.type == "cuda" and ops.uses_triton(device, backend):
                 self._capture()
 
@@ -154,7 +151,7 @@ class StepGraph:
             action: taken at the newest frame, ``[B]`` int64 or ``[B, A]`` float. On a GPU actions that are not among
                 the model's are undefined behaviour: checking them would mean waiting.
             pose: pose of the frame to come, ``[B, P]``, for a model that is conditioned on poses; None to one with
-                odometry, which tells it then.
+                odometry, which predicts it then.
 
         Returns:
             Tensors on the device, which the next step overwrites.
@@ -181,14 +178,14 @@ class StepGraph:
         return output
 
     def _locate(self) -> None:
-        """The next frame's pose by odometry; without a look at frames where none is real and a map tells it."""
+        """The next frame's pose by odometry; without a look at frames where none is real and there is a map."""
         if self.memory.only_dreamed and self.memory.place_map is not None:
-            if self._feeling_graph is None:
-                self._feel_pose()
+            if self._map_odometry_graph is None:
+                self._predict_pose_by_map()
             else:
-                self._feeling_graph.replay()
+                self._map_odometry_graph.replay()
         elif self._odometry_graph is None:
-            self._tell_pose()
+            self._predict_pose()
         else:
             self._odometry_graph.replay()
 
@@ -200,21 +197,21 @@ class StepGraph:
             self._carried.copy_(self._odometry.given(_there(memory.odometry), poses, self._action[:, None]))
         _there(self._pose).copy_(pose)
 
-    def _tell_pose(self) -> None:
+    def _predict_pose(self) -> None:
         """The next frame's pose by odometry, from the pending frame; reads and writes nothing but buffers."""
         memory = self.memory
         assert self._odometry is not None
         seen = _there(memory.odometry), memory.frame, self._action, _there(memory.pose)
-        pose, carried = self._odometry(*seen, ~memory.dreamed, memory.place_map)
+        pose, carried = self._odometry.predict(*seen, ~memory.dreamed, memory.place_map)
         _there(self._pose).copy_(pose)
         self._carried.copy_(carried)
 
-    def _feel_pose(self) -> None:
-        """`_tell_pose` where all pending frames were dreamed and memory has a map."""
+    def _predict_pose_by_map(self) -> None:
+        """`_predict_pose` where all pending frames were dreamed and memory has a map."""
         memory = self.memory
         assert self._odometry is not None
         known = _there(memory.odometry), self._action, _there(memory.pose), _there(memory.place_map)
-        pose, carried = self._odometry.feel(*known)
+        pose, carried = self._odometry.predict_by_map(*known)
         _there(self._pose).copy_(pose)
         self._carried.copy_(carried)
 
@@ -267,9 +264,9 @@ class StepGraph:
         """Record a step. It runs on empty memories, which are cleared again: nothing has been loaded yet."""
         with torch.cuda.device(self.device):
             if self._odometry is not None:
-                self._odometry_graph, _ = _captured(self._tell_pose)
+                self._odometry_graph, _ = _captured(self._predict_pose)
                 if self.memory.place_map is not None:
-                    self._feeling_graph, _ = _captured(self._feel_pose)
+                    self._map_odometry_graph, _ = _captured(self._predict_pose_by_map)
             self._graph, self._output = _captured(self._advance)
             self.memory.clear()
             self.noise_counters.zero_()

@@ -12,7 +12,7 @@ from wm_gym.nn.block_scan import CONV_TAPS
 from wm_gym.nn.config import WorldModelConfig
 from wm_gym.nn.map_memory import map_shape
 from wm_gym.nn.state import LayerState, ModelState, PendingFrame
-from wm_gym.odometry.visual import odometry_state_size
+from wm_gym.odometry import odometry_state_size
 
 _ROWS_PER_COPY = 64  # bounds the memory that copying takes; a row may have tens of megabytes
 

@@ -99,7 +99,7 @@ class StepNetwork:
             condition: ``[B, F, condition_width]``, sum of the two embeddings.
             memory: the first ``num_committed`` (0 or 1) frames enter it, but for its counters and its pending frame.
             poses: F times ``[B, P]``, or nothing.
-            levels: noise levels of the frames that enter memory, ``[B, num_committed]``, which a map asks for.
+            levels: noise levels of the frames that enter memory, ``[B, num_committed]``, for a map.
             noise: ``[B, C, H, W]`` where the last frames are nothing but noise; None where they are not.
         """
         grid = (*frames.shape[:2], self.config.token_rows, self.config.token_columns, -1)
@@ -109,7 +109,7 @@ class StepNetwork:
         for i, own in enumerate(memory.layers):
             if self._map is not None and own.place_map is not None:
                 tokens, branch, gate = _summed(tokens, branch, gate)
-                assert levels is not None, "a map asks for noise levels"
+                assert levels is not None, "a map needs noise levels"
                 seen_from = Places(levels, torch.stack(poses, dim=1))
                 tokens.add_(self._map.step(tokens.view(grid), seen_from, own.place_map, num_committed).view_as(tokens))
             branch, gate = self._layer(i, tokens, branch, gate, modulation, memory, num_committed)

@@ -1,11 +1,21 @@
-"""What the world model says of frames, actions and poses that do not fit it."""
+"""What the world model says of frames, actions, poses and weights that do not fit it."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from wm_gym.nn.config import WorldModelConfig
+
+
+def check_weights(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], name: str) -> None:
+    """Raise ValueError unless the weights `given`, those of `name`, have the names and shapes that are `expected`."""
+    wrong = list(expected.keys() ^ given.keys())
+    wrong += [key for key in expected.keys() & given.keys() if expected[key].shape != given[key].shape]
+    if wrong:
+        raise ValueError(f"weights of {name} do not fit its configuration (first mismatch: {min(wrong)}).")
 
 
 def check_frames(config: WorldModelConfig, frames: Tensor, batch_size: int) -> None:

@@ -43,7 +43,7 @@ def run_layers(
         condition: ``[B, T, condition_width]``, already activated.
         rotary: angles of T frames.
         checkpoint_layers: keep only what passes between the layers, and compute the rest again in the backward pass.
-        before: tells from the tokens that enter a layer what is added to them, by the layer's number; None: nothing is.
+        before: by the number of a layer, a function from the tokens that enter it to what is added to them.
     """
     stream = _Stream(tokens, None, None)
     for i, layer in enumerate(layers):

@@ -149,7 +149,7 @@ class MapMemory(nn.Module):
         batch, frames = written.shape[:2]
         added = written.new_zeros(batch * frames, self.config.map.size**2, self.values + 1)
         index, portions = self._portions(places.flatten(0, 1), shares.flatten(0, 1), written)
-        # On a GPU in whatever order (unless torch is told to be deterministic): sorting takes ten times as long.
+        # On a GPU in whatever order (unless torch is set to be deterministic): sorting takes ten times as long.
         return added.flatten(0, 1).index_add_(0, index, portions).view(batch, frames, -1, self.values + 1)
 
     def _add(self, place_map: FrameMap, places: Tensor, shares: Tensor, written: Tensor) -> None:

@@ -52,7 +52,7 @@ class PlanarPose(nn.Module):
 
 
 class RayEmbedding(nn.Module):
-    """Where each token looks from, and in which direction: the same wall has the same direction in whatever column.
+    """Where each token looks from, and in which direction: a thing has one direction, whatever column shows it.
 
     A token's direction is the heading plus an angle of its column, which is learned; its row is embedded as such.
     """

@@ -54,7 +54,7 @@ class PendingFrame:
         dreamed: whether the model made it itself. How much of such a frame enters memory, `feedback_interval` says, and
             odometry does not look at it: it shows what was expected.
         pose: its pose, if the model is conditioned on poses.
-        odometry: what the pose of the next frame is told from, beside this frame, if the model has odometry. A sequence
+        odometry: from which, beside this frame, a model with odometry predicts the pose of the next one. A sequence
             of frames has none.
     """
 
@@ -186,7 +186,7 @@ class ModelState:
                     tensors["pending.frame"],
                     tensors["pending.action"],
                     has_action,
-                    # States of earlier versions do not tell; there every frame entered as it was.
+                    # States of earlier versions lack it; there every frame entered as it was.
                     tensors.get("pending.dreamed", torch.zeros_like(has_action)),
                     tensors.get("pending.pose"),
                     tensors.get("pending.odometry"),

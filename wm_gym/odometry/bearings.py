@@ -1,4 +1,4 @@
-"""Bearings: where in its cell a frame is seen from, and at which angle to the walls, for mazes that stand on a grid."""
+"""Bearings: where in its cell a frame is seen from, at which angle to the walls; for mazes on a grid of unit cells."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WIDTH = 64
 
 
 class Bearings(nn.Module):
-    """Tells bearings from a single frame. In float32.
+    """Reads bearings from a single frame. In float32.
 
     Args:
         config: of the world model, for the shape of frames.

@@ -1,7 +1,7 @@
-"""Odometry of dreams whose memory has a map: what stands in the way is felt for, on all sides, and not looked at.
+"""Odometry of dreams whose memory has a map: the map shows what stands in the way on all sides.
 
-A dreamed frame shows what its pose asked for, and only ahead; walls stop an agent, and slow its turns, on all sides.
-The map around the pose knows them, so motions in a dream are told from it, from recent motions and from actions.
+A dreamed frame shows what belongs to its pose, and only ahead; walls stop an agent, and slow its turns, on all sides.
+The map around the pose holds them, so motions in a dream are predicted from it, recent motions and actions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _OUT_SCALE = 0.1
 
 
 class MapOdometry(nn.Module):
-    """Tells the motion to the next frame. In float32.
+    """Predicts the motion to the next frame (`MotionByMap`). In float32.
 
     Args:
         config: of a model with a map.
@@ -63,12 +63,14 @@ class MapOdometry(nn.Module):
         heading, left = pose[..., None, 2:], torch.stack([-pose[..., 3], pose[..., 2]], dim=-1)[..., None, :]
         points = pose[..., None, :2] + self.points[:, :1] * heading + self.points[:, 1:] * left
         seen = seen_of(read_map(self.config, place_map, points.flatten(1, 2), rows))
-        felt = F.silu(self.point(seen)).view(batch, length, -1)
+        nearby = F.silu(self.point(seen)).view(batch, length, -1)
         inputs = torch.cat([recent * self.config.odometry.motion_scale, actions], dim=-1)
-        x = F.silu(self.hidden(F.silu(self.around(felt) + self.enter(inputs))))
+        x = F.silu(self.hidden(F.silu(self.around(nearby) + self.enter(inputs))))
         return self.out(x) + self.straight(inputs)
 
-    def step(self, place_map: FrameMap, pose: Pose, recent: Tensor, actions: Tensor) -> tuple[Pose, Tensor]:
-        """The next pose ``[B, 4]`` and the recent motions then, ``[B, 6]``; arguments as of `forward`, without T."""
+    def step(
+        self, place_map: FrameMap, pose: Pose, recent: Tensor, actions: Tensor, grid: Tensor | None = None
+    ) -> tuple[Pose, Tensor]:
+        """See `MotionByMap.step`; a grid is not used."""
         motion = self(place_map, pose[:, None], recent[:, None], actions[:, None])[:, 0]
         return moved(pose, motion), torch.cat([motion, recent[:, :MOTION_SIZE]], dim=-1)

@@ -1,10 +1,10 @@
-"""Odometry of dreams in mazes whose walls stand on a grid: which cells are walls is read from the map, and walls stop.
+"""A prior written by hand for Memory Maze: walls fill cells of a unit grid, and the agent is a disc that they stop.
 
-The agent is a disc. Without walls the next motion is close to linear in the last ones and the actions; walls that this
-would lead into push the disc out again, which is geometry, and what contact does beside that (it slows turns, and lets
-go late) is learned. Contact is sharp, and may begin and end within one motion, so that is told in parts, each from what
-the one before met. Everything is told in directions of the grid, with the agent looking along the first one or at most
-an eighth of a turn beside it.
+Which cells are walls is read from the map. Without walls the next motion is close to linear in the last ones and the
+actions; walls that this would lead into push the disc out again, which is geometry, and what contact does beside that
+(it slows turns, and lets go late) is learned. Contact is sharp, and may begin and end within one motion, so that is
+predicted in parts, each from what the one before met. Everything is in directions of the grid, with the agent looking
+along the first one or at most an eighth of a turn beside it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class InCell(NamedTuple):
 
 
 class GridOdometry(nn.Module):
-    """Tells the motion to the next frame, as `wm_gym.odometry.by_map.MapOdometry` does. In float32.
+    """Predicts the motion to the next frame (`MotionByMap`). In float32.
 
     Args:
         config: of a model with a map, whose odometry takes bearings.
@@ -133,8 +133,8 @@ class GridOdometry(nn.Module):
             where = torch.stack([along, across], dim=-1) * _PLACE_SCALE
             turned = torch.stack([angle, angle.sin()], dim=-1) * scale
             met = depths * (_PARTS * _DEPTH_SCALE)
-            told = torch.cat([speed * (_PARTS * scale), met, where, turned, kept], dim=-1)
-            x = F.silu(steady + self.part(told))
+            now = torch.cat([speed * (_PARTS * scale), met, where, turned, kept], dim=-1)
+            x = F.silu(steady + self.part(now))
             change, left = self.out(x + F.silu(self.deep(x))).split((MOTION_SIZE, _KEPT), dim=-1)
             speed, kept = speed + change / _PARTS, kept + left
             along, across, speed, depths = self._led(along, across, angle, speed, walls)
@@ -155,7 +155,7 @@ class GridOdometry(nn.Module):
     def step(
         self, place_map: FrameMap, pose: Pose, recent: Tensor, actions: Tensor, grid: Tensor | None = None
     ) -> tuple[Pose, Tensor]:
-        """The next pose ``[B, 4]`` and the recent motions then, ``[B, 6]``; arguments as of `forward`, without T."""
+        """See `MotionByMap.step`."""
         grid = None if grid is None else grid[:, None]
         motion = self(place_map, pose[:, None], recent[:, None], actions[:, None], grid=grid)[:, 0]
         return moved(pose, motion), torch.cat([motion, recent[:, :MOTION_SIZE]], dim=-1)
@@ -170,7 +170,7 @@ def in_cell(grid: Poses) -> InCell:
 
 
 def turned_to(angle: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """A vector ``[...]`` as it is told by who looks along `angle`."""
+    """A vector ``[...]`` in the directions of one who looks along `angle`."""
     cos, sin = angle.cos(), angle.sin()
     return cos * x + sin * y, cos * y - sin * x
 
@@ -198,7 +198,7 @@ def pushed_out(along: Tensor, across: Tensor, walls: Tensor, radius: Tensor) -> 
     Returns:
         Along, across, and how deep it was in each of the walls, ``[..., 8]``.
     """
-    # Of two opposite sides, and of the corners, only one can push: all are asked at once.
+    # Of two opposite sides, and of the corners, only one can push: all are computed at once.
     point = torch.stack([along, across], dim=-1)
     sides = walls[..., : len(SIDES)].unflatten(-1, (2, 2)) * F.relu(torch.stack([point, -point], dim=-1) - 0.5 + radius)
     along, across = (point - sides[..., 0] + sides[..., 1]).unbind(-1)

@@ -1,17 +1,19 @@
-"""Odometry: where the next frame will be seen from, told from the frames so far and the action.
+"""Odometry by the frames so far and the action.
 
 The next pose is predicted before its frame is there, from recent motion, the action and what the newest frame shows of
-walls ahead. Once the frame is there, it is compared with the one before, and what the prediction got wrong is made up
-for with the next pose. A dreamed frame was made for the pose that was predicted: beside the one before it shows that
+walls ahead. Once the frame is there, it is compared with the one before, and what the prediction got wrong is corrected
+with the next pose. A dreamed frame was made for the pose that was predicted: beside the one before it shows that
 motion again, whether or not a wall would have stopped it, so it is looked at alone; or, if memory has a map, not at
 all (`wm_gym.odometry.by_map`). Recursion runs through a few numbers only, so the frames of a context are looked at in
-parallel. Where walls stand on a grid, a real frame also tells its bearings, which undo drift (`wm_gym.ops.bearings`).
+parallel. With odometry of kind "grid" real frames also show bearings, which undo drift
+(`wm_gym.ops.bearings`).
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -68,12 +70,12 @@ class Looked(NamedTuple):
     views: Tensor
 
 
-class Odometry(nn.Module):
-    """Predicts the pose of the next frame. All in float32. Gradients go through `look` and `motions` only.
+class VisualOdometry(nn.Module):
+    """An `Odometry` that looks at frames, and in dreams at the map. All in float32.
 
-    A state ``[B, M]`` goes in and comes out; it belongs to a frame that was not looked at yet. It holds the motion that
-    was predicted to lead to this frame, the motion to the frame before, whether there is a frame before, the last
-    actions, the view of the frame before, and with bearings where the grid lies.
+    Gradients go through `look` and `motions` only. A state holds the motion that was predicted to lead to its frame,
+    the motion to the frame before, whether there is a frame before, the last actions, the view of the frame before,
+    and with bearings where the grid lies.
 
     Args:
         config: of the world model, for the shape of frames and actions.
@@ -115,9 +117,10 @@ class Odometry(nn.Module):
         self.out_action = nn.Linear(past + config.action_size, _OUTPUTS)
         self.out_recent = nn.Linear(_INPUTS, _OUTPUTS, bias=False)
         self.seen = nn.Linear(_WIDTH, MOTION_SIZE)
-        by_map = GridOdometry if config.odometry.kind == "grid" else MapOdometry
+        on_grid = config.odometry.kind == "grid"
+        by_map = GridOdometry if on_grid else MapOdometry
         self.by_map = by_map(config, past + config.action_size) if config.has_map else None
-        self.bearings = Bearings(config) if config.odometry.kind == "grid" else None
+        self.bearings = Bearings(config) if on_grid else None
         with torch.no_grad():
             for layer in (self.out, self.out_recent, self.out_action, self.seen):
                 for parameter in layer.parameters():
@@ -128,10 +131,10 @@ class Odometry(nn.Module):
                 layer.weight[:, _RECENT:] *= 0.1
 
     def initial_state(self, batch_size: int, device: torch.device) -> OdometryState:
-        """That of the first frame of a dream: at rest, nothing seen before."""
+        """See `Odometry.initial_state`."""
         return torch.zeros(batch_size, odometry_state_size(self.config), device=device)
 
-    def forward(
+    def predict(
         self,
         state: OdometryState,
         frame: ModelFrame,
@@ -140,38 +143,21 @@ class Odometry(nn.Module):
         real: RowMask,
         place_map: FrameMap | None = None,
     ) -> tuple[Pose, OdometryState]:
-        """Predict the pose of the next frame.
-
-        Args:
-            state: of the newest frame.
-            frame: the newest frame, ``[B, C, H, W]`` in [-1, 1].
-            action: taken at it, ``[B]`` int64 or ``[B, A]`` float.
-            pose: its pose as it was predicted or given, ``[B, 4]``.
-            real: whether the frame is, ``[B]``. A dreamed one tells of the walls ahead, and nothing of the motion that
-                led to it.
-            place_map: of the memory, if it has one, ``[B, G * G, V + 1]``: where a frame is not real, the motion is
-                told from it and not from the frame.
-
-        Returns:
-            Pose and state of the next frame.
-        """
-        if self.by_map is None or place_map is None:
-            poses, states = self.follow(state, frame[:, None], action[:, None], pose, real[:, None])
-            return poses[:, -1], states
-        felt = self.feel(state, action, pose, place_map)
+        """See `Odometry.predict`."""
         poses, states = self.follow(state, frame[:, None], action[:, None], pose, real[:, None])
+        if self.by_map is None or place_map is None:
+            return poses[:, -1], states
+        by_map = self.predict_by_map(state, action, pose, place_map)
         is_real = real[:, None]
-        return torch.where(is_real, poses[:, -1], felt[0]), torch.where(is_real, states, felt[1])
+        return torch.where(is_real, poses[:, -1], by_map[0]), torch.where(is_real, states, by_map[1])
 
-    def feel(self, state: OdometryState, action: Action, pose: Pose, place_map: FrameMap) -> tuple[Pose, OdometryState]:
-        """`forward` of a model with a map where no frame is real: frames are not looked at, and not remembered."""
-        by_map = self.by_map
-        assert by_map is not None
+    def predict_by_map(
+        self, state: OdometryState, action: Action, pose: Pose, place_map: FrameMap
+    ) -> tuple[Pose, OdometryState]:
+        """See `Odometry.predict_by_map`."""
+        assert self.by_map is not None
         history = self._history(state, action[:, None])[:, 0]
-        if isinstance(by_map, GridOdometry):
-            there, recent = by_map.step(place_map, pose, state[:, :_RECENT], history, self._grid(state, pose))
-        else:
-            there, recent = by_map.step(place_map, pose, state[:, :_RECENT], history)
+        there, recent = self.by_map.step(place_map, pose, state[:, :_RECENT], history, self._grid(state, pose))
         nothing_seen = state.new_zeros(len(state), 1 + math.prod(self._view_shape))
         parts = [recent, nothing_seen[:, :1], history[:, self.config.action_size :], nothing_seen[:, 1:]]
         if self.bearings is not None:
@@ -179,21 +165,19 @@ class Odometry(nn.Module):
         return there, torch.cat(parts, dim=-1)
 
     def first_pose(self, batch_size: int, device: torch.device) -> Pose:
-        """The pose of the first frame of a dream, from which all others are seen."""
+        """See `Odometry.first_pose`."""
         return origin_pose((batch_size,), device)
+
+    def frozen(self, backend: Backend) -> Self:
+        """See `Odometry.frozen`."""
+        copied = copy.deepcopy(self).float().requires_grad_(False)
+        copied.backend = backend
+        return copied
 
     def follow(
         self, state: OdometryState, frames: ModelFrames, actions: Actions, pose: Pose, real: FrameMask | None = None
     ) -> tuple[Poses, OdometryState]:
-        """`forward` along a sequence: T frames ``[B, T, C, H, W]``, the actions taken at them ``[B, T]``.
-
-        Args:
-            state, pose: of the first frame.
-            real: which frames are, ``[B, T]``; None: all of them.
-
-        Returns:
-            Poses of the frames that the actions led to, ``[B, T, 4]``, and the state of the last of them.
-        """
+        """See `Odometry.follow`."""
         hidden, out, seen, has_previous, views = self.look(state, frames, actions, real)
         weights = self._recurrent_weights()
         poses, recent = odometry_scan(
@@ -238,8 +222,8 @@ class Odometry(nn.Module):
     def _compare(self, before: Tensor, views: Tensor) -> Tensor:
         """What two views ``[N, C, H, W]`` beside each other show, ``[N, width]``.
 
-        How well a cell fits those of the view before, when these are shifted sideways, tells the turn; how columns
-        differ in that tells the way forward.
+        The turn shows in how well a cell fits those of the view before when these are shifted sideways; the way forward
+        in how columns differ in that.
         """
         shift = self.config.odometry.largest_shift
         shifted = F.pad(before, (shift, shift)).unfold(3, views.shape[3], 1)  # [N, C, H, shifts, W]
@@ -264,13 +248,7 @@ class Odometry(nn.Module):
         return self.config.odometry.motion_scale, self.config.odometry.surprise
 
     def given(self, state: OdometryState, poses: Poses, actions: Actions) -> OdometryState:
-        """The state after poses that were given, without a look at the frames: they need no making up for.
-
-        Args:
-            state: of the first of the frames.
-            poses: ``[B, T, 4]`` of that frame and those that follow it.
-            actions: that led from each to the next, ``[B, T - 1]``.
-        """
+        """See `Odometry.given`. Given poses have no errors that a later frame would have to correct."""
         if poses.shape[1] == 1:
             return state
         motions = motion_between(poses[:, :-1], poses[:, 1:])
@@ -309,5 +287,8 @@ def _view_shape(config: WorldModelConfig) -> tuple[int, int, int]:
 
 
 def _normalized(views: Tensor) -> Tensor:
-    """Views ``[N, C, H, W]`` with cells of about the same length, so that their products tell how alike they are."""
+    """Views ``[N, C, H, W]`` with cells of about the same length, so that their products measure how alike they are."""
     return views * (views.square().mean(1, keepdim=True) + 1e-2).rsqrt()
+
+
+Odometry = VisualOdometry  # its name before 0.2.0

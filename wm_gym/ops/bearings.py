@@ -1,9 +1,10 @@
 """What a sight of the grid on which walls stand adds to a walk that is followed motion by motion.
 
-Motions add up, and so do their errors. Where walls stand on a grid of unit cells, a frame tells position and heading up
-to whole cells and quarter turns, and it tells them as well after a thousand frames as after one. An extended Kalman
-filter (Smith, Self & Cheeseman 1990) weighs the two: its state is where the grid lies, as seen from the first frame of
-the walk, beside the newest pose, with the covariance of both. So at first the grid is found, and later drift is undone.
+Motions add up, and so do their errors. Where walls stand on a grid of unit cells, as in Memory Maze, a frame shows
+position and heading up to whole cells and quarter turns, after a thousand frames as well as after one. An extended
+Kalman filter (Smith, Self & Cheeseman 1990) weighs the two: its state is where the grid lies, as seen from the first
+frame of the walk, beside the newest pose, with the covariance of both. So at first the grid is found, and later drift
+is undone.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ GRID_STATE_SIZE = 3 + _SIZE * _SIZE + 1  # where the grid lies, the covariance, 
 ALIKE = 4.0  # frames in a row look alike and are wrong alike: each counts as a fraction of an independent one
 OFF_CELLS, OFF_RADIANS = 0.003, 0.003  # standard deviations of what is wrong with one motion
 _SURPRISE = 3.0  # standard deviations, beyond which a sight counts less
-_LEAST_CERTAIN = 1e-3  # concentration below which a sight tells nothing
+_LEAST_CERTAIN = 1e-3  # concentration below which a sight says nothing
 _UNKNOWN = 100.0  # times the variance of the first sight: before it, nothing is known ...
 _MOST_UNKNOWN = 1.0  # ... but that it is some place in a cell, and some part of a quarter turn
 
 
 def grid_angles(pose: Poses) -> Tensor:
-    """What a sight tells of a pose ``[..., 4]`` on the grid: angles ``[..., 5]``.
+    """What a sight shows of a pose ``[..., 4]`` on the grid: angles ``[..., 5]``.
 
     The heading times four; then, in turns of a cell, the positions along and across the axis that the heading is taken
     to be near: the last one passed (counter-clockwise), and the nearest one. Either jumps somewhere, not in the same
@@ -45,7 +46,7 @@ def grid_angles(pose: Poses) -> Tensor:
 
 
 def counted_angles(pose: Poses, margin: float = math.radians(12.5)) -> Tensor:
-    """Which of `grid_angles` can be told of a pose, and are used: bool ``[..., 5]``; `margin` more than are used."""
+    """Which of `grid_angles` a sight can show, and are used: bool ``[..., 5]``; `margin` more than are used."""
     off = _off_diagonal(torch.atan2(pose[..., 3], pose[..., 2]))
     passed, nearest = off < QUARTER / 4 + margin, off > QUARTER / 4 - margin
     return torch.stack([torch.ones_like(passed), passed, passed, nearest, nearest], dim=-1)
@@ -61,14 +62,14 @@ def grid_pose(state: Tensor, pose: Tensor) -> Tensor:
 def filtered_poses(
     state: Tensor, pose: Pose, followed: Poses, sights: Tensor, *, backend: Backend = "auto"
 ) -> tuple[Poses, Tensor]:
-    """Poses of the frames that follow T frames, when each of these tells its bearings.
+    """Poses of the frames that follow T frames, when each of these shows its bearings.
 
     Args:
         state: ``[B, GRID_STATE_SIZE]``, of the first frame; zeros where no grid was seen yet.
         pose: of that frame, ``[B, 4]``.
-        followed: the poses of the frames that follow as motions alone tell them, from any first one, ``[B, T + 1, 4]``.
+        followed: the poses of the frames that follow by motions alone, from any first one, ``[B, T + 1, 4]``.
         sights: of the T frames, ``[B, T, SIGHT_SIZE]``; for each of `grid_angles` a vector in its direction, the longer
-            the more certain (a von Mises distribution's concentration). 0 tells nothing.
+            the more certain (a von Mises distribution's concentration). 0 says nothing.
 
     Returns:
         ``[B, T, 4]``, and the state of the last of them.
@@ -149,7 +150,7 @@ def _with_angle(
     spread = (covariance @ slope[..., None]).squeeze(-1)
     expected = (slope * spread).sum(1)
     total = expected + noise
-    # A sight that nobody would expect is more often wrong than told.
+    # A sight far from what is expected is more often wrong than right.
     total = total * (error.square() / (_SURPRISE**2 * total)).clamp(min=1)
     gain = seen * counted[:, None] * spread / total[:, None]
     change = gain * error[:, None]

@@ -92,8 +92,8 @@ def odometry_motions(
         return torch.stack(changes, dim=1), torch.stack(motions, dim=1), recent
     # Each motion is to be right whatever came before, so no gradients go back in time, where they would grow; and so
     # all steps are one.
-    changed, told = _step(hidden, out, seen, has_previous, torch.stack(before, dim=1), *weights, scale, surprise)
-    return changed, told, recent
+    changed, predicted = _step(hidden, out, seen, has_previous, torch.stack(before, dim=1), *weights, scale, surprise)
+    return changed, predicted, recent
 
 
 def _step(

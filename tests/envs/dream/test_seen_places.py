@@ -17,6 +17,7 @@ from tests.tiny import LEARNED_ODOMETRY, PLANAR_POSE, make_tiny_clips, save_tiny
 from wm_gym.envs.dream.seen_places import SeenPlaces
 from wm_gym.envs.world_model import WorldModelEnv
 from wm_gym.envs.world_model_vector import VectorEpisodeState, WorldModelVectorEnv
+from wm_gym.odometry.visual import VisualOdometry
 from wm_gym.world_model import WorldModel
 
 HORIZON = 12
@@ -28,7 +29,7 @@ CLIPS = make_tiny_clips()
 @pytest.fixture(scope="module")
 def model() -> WorldModel:
     model = tiny_model(pose=PLANAR_POSE, odometry=LEARNED_ODOMETRY).requires_grad_(False)
-    assert model.odometry is not None
+    assert isinstance(model.odometry, VisualOdometry)
     for layer in (model.odometry.out, model.odometry.out_recent, model.odometry.recur):
         layer.weight.mul_(0.1)  # random ones would make motions grow without end
     return model

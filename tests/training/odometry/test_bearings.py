@@ -24,7 +24,7 @@ from training.store.episode_store import open_store
 from wm_gym.checkpoint import Checkpoint, load_checkpoint
 from wm_gym.codec import frames_to_model
 from wm_gym.odometry.grid import AROUND, GridOdometry, InCell
-from wm_gym.odometry.visual import PAST_ACTIONS, Odometry
+from wm_gym.odometry.visual import PAST_ACTIONS, VisualOdometry
 from wm_gym.ops.bearings import GRID_STATE_SIZE, counted_angles, filtered_poses, grid_angles, grid_pose
 from wm_gym.poses import placed, relative_to_first
 from wm_gym.world_model import WorldModel
@@ -70,25 +70,27 @@ class Floor:
 
 
 @pytest.fixture(scope="module")
-def trained() -> tuple[Odometry, dict[str, Tensor], Floor]:
+def trained() -> tuple[VisualOdometry, dict[str, Tensor], Floor]:
     """Odometry, what it was before, and what it was trained on."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        odometry = Odometry(tiny_model(**MAP, odometry=GRID_ODOMETRY).config)
+        odometry = VisualOdometry(tiny_model(**MAP, odometry=GRID_ODOMETRY).config)
     before = {name: value.clone() for name, value in odometry.state_dict().items()}
     floor = Floor()
     assert train_bearings(odometry, floor, BearingsTraining(steps=250, batch_size=128)) == 250
     return odometry.requires_grad_(False), before, floor
 
 
-def test_bearings_are_learned_and_nothing_else_changes(trained: tuple[Odometry, dict[str, Tensor], Floor]) -> None:
+def test_bearings_are_learned_and_nothing_else_changes(
+    trained: tuple[VisualOdometry, dict[str, Tensor], Floor],
+) -> None:
     odometry, before, floor = trained
     for name, value in odometry.state_dict().items():
         assert torch.equal(value, before[name]) == (not name.startswith("bearings.")), name
     assert floor.asked == {(128, 1)}
 
 
-def test_learned_sights_tell_heading_and_place(trained: tuple[Odometry, dict[str, Tensor], Floor]) -> None:
+def test_learned_sights_tell_heading_and_place(trained: tuple[VisualOdometry, dict[str, Tensor], Floor]) -> None:
     odometry, _, floor = trained
     assert odometry.bearings is not None
     batch = floor.sample(500, 1, torch.Generator().manual_seed(1))
@@ -144,7 +146,7 @@ class Told(NamedTuple):
 
 
 def told_of(training: MapTraining, walks: MappedWalks) -> Told:
-    odometry = Odometry(tiny_model(**MAP, odometry=GRID_ODOMETRY).config)
+    odometry = VisualOdometry(tiny_model(**MAP, odometry=GRID_ODOMETRY).config)
     by_map = odometry.by_map
     assert isinstance(by_map, GridOdometry)
     generator = torch.Generator().manual_seed(0)
@@ -215,7 +217,7 @@ def test_maps_are_kept_with_their_mazes_and_where_walks_begin_in_them(store: Pat
 
 
 def test_walks_that_do_not_tell_of_their_maze_train_no_odometry_with_bearings() -> None:
-    odometry = Odometry(tiny_model(**MAP, odometry=GRID_ODOMETRY).config)
+    odometry = VisualOdometry(tiny_model(**MAP, odometry=GRID_ODOMETRY).config)
     with pytest.raises(ValueError, match="have no layout of their maze"):
         train_by_map(odometry, mazes(known=False)[0], MapTraining(steps=1, batch_size=4, length=6))
 

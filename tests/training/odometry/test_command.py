@@ -27,7 +27,7 @@ from training.recording.rollouts import Rollouts, read_rollouts
 from wm_gym.checkpoint import load_checkpoint
 from wm_gym.codec import frames_to_model
 from wm_gym.nn.config import WorldModelConfig
-from wm_gym.odometry.visual import Looked, Odometry
+from wm_gym.odometry.visual import Looked, VisualOdometry
 from wm_gym.poses import motion_between, moved
 from wm_gym.world_model import WorldModel
 
@@ -51,7 +51,7 @@ def walks(store: Path) -> Rollouts:
     return read_rollouts(store, "test", None, 41)
 
 
-class KnowsTheWay(Odometry):
+class KnowsTheWay(VisualOdometry):
     """Odometry that is told the true motions, and adds an error of its own to each."""
 
     def __init__(self, true: torch.Tensor, error: tuple[float, float, float]) -> None:
@@ -89,7 +89,7 @@ def test_a_prediction_that_was_put_right_costs_less_than_one_that_was_not() -> N
     motions[:, 0] = 0.0
     losses = []
     for change in (0.3, 0.0):
-        odometry, changes = Odometry(config()), torch.zeros_like(motions)
+        odometry, changes = VisualOdometry(config()), torch.zeros_like(motions)
         changes[:, 1, 0] = change
         with (
             mock.patch.object(odometry, "look", return_value=looked),
@@ -122,7 +122,7 @@ class Corridors:
 def test_odometry_learns_to_move_and_to_stop_at_walls(alone: bool) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        odometry = Odometry(config())
+        odometry = VisualOdometry(config())
     training = OdometryTraining(steps=400, batch_size=16, length=9, learning_rate=1e-2, spoilt_fraction=0.0)
     corridors: Any = Corridors()
     assert train_odometry(odometry, corridors, training) == 400
@@ -150,7 +150,7 @@ def test_frames_looked_at_alone_are_those_after_the_first_few() -> None:
 def test_what_is_seen_of_a_motion_costs_nothing_where_a_frame_is_looked_at_alone() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        odometry = Odometry(config())
+        odometry = VisualOdometry(config())
     corridors: Any = Corridors()
     walks = corridors.sample(8, 9, torch.Generator().manual_seed(1))
     given = frames_to_model(walks.frames), walks.actions, walks.pose
@@ -173,7 +173,7 @@ class Marked:
 
 
 def test_dreamed_windows_are_looked_at_alone_and_not_spoilt() -> None:
-    odometry, seen = Odometry(config()), []
+    odometry, seen = VisualOdometry(config()), []
     look = odometry.look
     corridors, dreams = cast(Any, Corridors()), cast(Any, Marked())
 

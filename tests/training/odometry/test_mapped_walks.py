@@ -16,7 +16,7 @@ from training.odometry.__main__ import main
 from training.odometry.mapped_walks import MappedWalks, MapTraining, map_walks, train_by_map
 from training.probes.memories import map_part
 from wm_gym.checkpoint import load_checkpoint, save_checkpoint
-from wm_gym.odometry.visual import PAST_ACTIONS, Odometry
+from wm_gym.odometry.visual import PAST_ACTIONS, VisualOdometry
 
 MAP: dict[str, Any] = {"pose": PLANAR_POSE, "hide_noise": True}
 MAP |= {"map": SMALL_MAP}
@@ -47,7 +47,7 @@ def walks_up_to_a_wall(num_walks: int = 8, length: int = 40) -> MappedWalks:
 
 def test_odometry_learns_to_stop_at_what_is_written_as_a_wall_and_to_leave_it() -> None:
     torch.manual_seed(0)
-    odometry = Odometry(tiny_model(**MAP, odometry=LEARNED_ODOMETRY).config)
+    odometry = VisualOdometry(tiny_model(**MAP, odometry=LEARNED_ODOMETRY).config)
     walks = walks_up_to_a_wall()
     before = {name: value.clone() for name, value in odometry.state_dict().items()}
     assert train_by_map(odometry, walks, MapTraining(steps=700, batch_size=64, length=8)) == 700
@@ -70,7 +70,7 @@ def test_odometry_learns_to_stop_at_what_is_written_as_a_wall_and_to_leave_it() 
 
 
 def test_the_first_layers_make_the_same_map(store: Path) -> None:
-    model = tiny_model(**MAP | {"block_sizes": (2, 1, 2)})
+    model = tiny_model(**MAP, block_sizes=(2, 1, 2))
     part = map_part(model)
     assert len(part.backbone.layers) == 2
     walks = map_walks(model, store, 3, 10)
