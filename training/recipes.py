@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from training.objective.config import LossConfig
-from training.objective.options import Options
+from training.objective.options import Options, sampling_options
 from wm_gym.nn.config import NO_MAP, NO_ODOMETRY, MapConfig, PoseConfig, ScanConfig
 from wm_gym.world_model import WorldModelConfig
 
@@ -229,6 +229,26 @@ def memory_maze_9x9_map() -> Recipe:
     )
 
 
+def memory_maze_9x9_samples() -> Recipe:
+    """Goes on from `memory-maze` (``--init``): one pass draws a sample where nothing is known, in place of the mean.
+
+    What frames write into the map stays as it is, so the checkpoint's odometry goes on reading it.
+    """
+    recipe = memory_maze_9x9_map()
+    return dataclasses.replace(
+        recipe,
+        model=WorldModelConfig(sample_noise=True),
+        loss=dataclasses.replace(
+            recipe.loss, shortest_prefix=0.05, noise_after_prefix=0.8, scatter_probability=0.6, own_generations=0
+        ),
+        options=sampling_options(),
+        stages=(Stage(length=400, batch_size=8, fraction=1.0),),
+        steps=6000,
+        learning_rate=6e-4,
+        warmup_steps=50,
+    )
+
+
 def memory_maze_9x9_comparison() -> Recipe:
     """What the rows of the comparison are trained by: `memory_maze_9x9_pose` with 16 tokens per frame in place of 64.
 
@@ -279,6 +299,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         memory_maze_9x9_pose_views,
         memory_maze_9x9_pose_only,
         memory_maze_9x9_map,
+        memory_maze_9x9_samples,
         memory_maze_9x9_comparison,
         tiny,
     )

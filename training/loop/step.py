@@ -26,6 +26,7 @@ from wm_gym.provenance import command_arguments, provenance, seed_ranges
 from wm_gym.world_model import WorldModel, WorldModelConfig
 
 MAP_PREFIX = "backbone.map_memory."
+NOISE_PREFIX = "backbone.noise."
 LINE_WEIGHT = "backbone.embedding.ray.line.weight"
 
 
@@ -68,14 +69,14 @@ def load_initial_weights(model: WorldModel, name_or_path: str) -> None:
 
     How often it takes in its own frames may differ, and whether actions are hidden from it: no weight depends on that.
     The weights of lines of sight (`pose.ray_lines`) that it did not get begin as 0, and so does what is read from a map
-    that it did not have, so that the model starts as the checkpoint was.
+    or seen of noise that it did not have, so that the model starts as the checkpoint was.
     A checkpoint's odometry is left out where the model has none: `training.odometry` adds it when all else
     is trained.
     """
     checkpoint = load_checkpoint(name_or_path)
     config, earlier = model.config, type(model.config).from_dict(checkpoint.config)
     wanted, given = (flattened(each.to_dict()) for each in (config, earlier))
-    given |= {key: wanted[key] for key in ("feedback_interval", "pose.hide_actions")}
+    given |= {key: wanted[key] for key in ("feedback_interval", "write_once", "pose.hide_actions")}
     tensors = checkpoint.tensors
     if not config.has_odometry:
         given |= {key: value for key, value in wanted.items() if key.startswith("odometry.")}
@@ -86,6 +87,9 @@ def load_initial_weights(model: WorldModel, name_or_path: str) -> None:
     if config.has_map and not earlier.has_map:
         given |= {key: value for key, value in wanted.items() if key.startswith("map.")}
         tensors = tensors | {k: v for k, v in model.state_dict().items() if k.startswith(MAP_PREFIX)}
+    if config.sample_noise and not earlier.sample_noise:
+        given["sample_noise"] = True
+        tensors = tensors | {k: v for k, v in model.state_dict().items() if k.startswith(NOISE_PREFIX)}
     different = sorted(key for key in wanted if given[key] != wanted[key])
     if different:
         was = ", ".join(f"{key}={given[key]!r}" for key in different)

@@ -18,6 +18,7 @@ class LossConfig:
     longest_prefix: float = 1.0  # ... and at most this long; one frame remains at least
     noise_after_prefix: float = 0.0  # of these sequences: only pure noise follows, to be predicted from memory alone
     revisit_probability: float = 0.0  # of a sequence to turn round and show its frames again; its prefix ends there
+    scatter_probability: float = 0.0  # of others, to be shown in pieces (`training.objective.scattered`)
     mirror_probability: float = 0.0  # of a sequence to be seen in a mirror (`training.objective.mirror`) ...
     mirrored_actions: tuple[int, ...] = ()  # ... where each action is another one; () if the model reads no actions
     own_generations: int = 0  # passes in which a stage's self_context continues prefixes; 0: own frames among real ones
@@ -35,6 +36,7 @@ class LossConfig:
             "prefix_probability": self.prefix_probability,
             "noise_after_prefix": self.noise_after_prefix,
             "revisit_probability": self.revisit_probability,
+            "scatter_probability": self.scatter_probability,
             "mirror_probability": self.mirror_probability,
         }
         if not all(0 <= fraction <= 1 for fraction in fractions.values()):

@@ -20,12 +20,13 @@ from training.objective.metrics import Metrics, masked, single
 from training.objective.mirror import mirror
 from training.objective.options.hooks import NO_OPTION, LossTerms, TrainingOption
 from training.objective.revisits import Turns, no_turns, turn_round
+from training.objective.scattered import scatter
 from training.objective.scheduled_sampling import after, continued_by_own_frames, scattered_own_frames
 from wm_gym.array_typing import FrameMask, ModelFrames, NoiseLevels, Poses
 from wm_gym.codec import frames_to_model
 from wm_gym.flow import add_noise, expand_level
 from wm_gym.nn.backbone import Output
-from wm_gym.world_model import WorldModel
+from wm_gym.world_model import WorldModel, WorldModelConfig
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def world_model_loss(
         option: may change the pass and the loss.
     """
     forward = option.forward_pass(model)
-    batch, turns = _augmented(batch, config, generator, model.config.has_poses)
+    batch, turns = _augmented(batch, config, generator, model.config)
     frames, poses = frames_to_model(batch.frames), model_poses(model.config, batch.pose)
     size, length = frames.shape[:2]
     prefixes = sample_prefixes(size, length, config, generator, turns)
@@ -146,7 +147,8 @@ def world_model_loss(
 
     squared_error = (output.frame.float() - frames).square().mean((2, 3, 4))
     num_targets = mean_over_processes(is_target.sum().float()).clamp(min=1e-6)
-    frame_loss = (squared_error * is_target).sum() / num_targets
+    frame_errors = option.frame_errors(output.frame, frames)
+    frame_loss = ((squared_error if frame_errors is None else frame_errors) * is_target).sum() / num_targets
     reward_loss, termination_loss, event_metrics = _event_losses(
         output, batch, levels, turns, config, weights, mean_over_processes
     )
@@ -162,16 +164,22 @@ def world_model_loss(
     return loss, metrics
 
 
-def _augmented(batch: Batch, config: LossConfig, generator: torch.Generator, has_poses: bool) -> tuple[Batch, Turns]:
-    """The batch, parts of it in a mirror or turned round as the settings say."""
+def _augmented(
+    batch: Batch, config: LossConfig, generator: torch.Generator, model: WorldModelConfig
+) -> tuple[Batch, Turns]:
+    """The batch, parts of it in a mirror, turned round or in pieces as the settings say."""
     size, length = batch.frames.shape[:2]
     turns = no_turns(size, length, batch.frames.device)
     if config.mirror_probability > 0:
         batch = mirror(batch, config.mirror_probability, config.mirrored_actions, generator)
     if config.revisit_probability > 0:
-        if not has_poses:
+        if not model.has_poses:
             raise ValueError("revisit_probability is above 0, but only a model that is given poses can be led back.")
         batch, turns = turn_round(batch, config.revisit_probability, generator)
+    if config.scatter_probability > 0:
+        if not (model.has_poses and model.pose.hide_actions):
+            raise ValueError("scatter_probability is above 0, but only a model with poses and no actions may jump.")
+        batch, turns = scatter(batch, turns, config.scatter_probability, generator)
     return batch, turns
 
 

@@ -1,8 +1,8 @@
 """Options of a training run, one file each, behind the hook of `training.objective.options.hooks`.
 
-All of them are off by default: none recalled better in its own trial (docs/results/trials.json). They stay for those
-who want to try the sources that each file cites. A new option is a file with its settings and its `TrainingOption`, and
-a field below; trainer, loss and run state name none.
+All of them are off by default. None that is about memory recalled better in its own trial (docs/results/trials.json);
+they stay for those who want to try the sources that each file cites. A new option is a file with its settings and its
+`TrainingOption`, and a field below; trainer, loss and run state name none.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from training.objective.options.carried_states import CarriedStatesSettings
+from training.objective.options.energy_score import EnergyScoreSettings
 from training.objective.options.hooks import ActiveOptions, OptionContext, OptionSettings
 from training.objective.options.learned_weights import LearnedWeightsSettings
 from training.objective.options.memory_replay import MemoryReplaySettings
@@ -31,6 +32,7 @@ EARLIER_FLAGS: dict[str, str] = {
 class Options:
     """Settings of all options of a recipe."""
 
+    energy_score: EnergyScoreSettings = field(default_factory=EnergyScoreSettings)
     carried_states: CarriedStatesSettings = field(default_factory=CarriedStatesSettings)
     memory_replay: MemoryReplaySettings = field(default_factory=MemoryReplaySettings)
     learned_weights: LearnedWeightsSettings = field(default_factory=LearnedWeightsSettings)
@@ -52,3 +54,8 @@ class Options:
             ValueError: an option that the model has no use for.
         """
         return ActiveOptions({name: settings.build(context) for name, settings in self.active().items()})
+
+
+def sampling_options() -> Options:
+    """Options with which one pass learns to sample."""
+    return Options(energy_score=EnergyScoreSettings(weight=0.3))

@@ -1,8 +1,9 @@
 """The one hook between a training run and its options.
 
-A step of a run calls, in this order: `batch`; then, within `step_context`, `forward_pass`, `combine_losses`,
-`after_loss`, `further_loss` and `metrics` (all from `training.objective.diffusion_forcing.world_model_loss`) and the
-backward pass; and, once the optimizer has moved the weights, `after_step`. Checkpoints of the run keep `state_dict`.
+A step of a run calls, in this order: `batch`; then, within `step_context`, `forward_pass`, `frame_errors`,
+`combine_losses`, `after_loss`, `further_loss` and `metrics` (all from
+`training.objective.diffusion_forcing.world_model_loss`) and the backward pass; and, once the optimizer has moved the
+weights, `after_step`. Checkpoints of the run keep `state_dict`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from training.data.dataset import Batch
 from training.data.loader import BatchLoader
 from training.objective.config import LossConfig
 from training.objective.metrics import Metrics
-from wm_gym.array_typing import FrameMask, NoiseLevels
+from wm_gym.array_typing import FrameMask, ModelFrames, NoiseLevels
 from wm_gym.world_model import WorldModel
 
 
@@ -61,6 +62,10 @@ class TrainingOption:
 
     def combine_losses(self, terms: LossTerms) -> Tensor | None:
         """Returns one loss of three; None weighs them as `LossConfig` says."""
+        return None
+
+    def frame_errors(self, predicted: ModelFrames, target: ModelFrames) -> NoiseLevels | None:
+        """Returns the loss of each frame ``[B, T]``; None leaves it to the squared error."""
         return None
 
     def after_loss(self, squared_error: NoiseLevels, is_target: FrameMask) -> None:
@@ -142,6 +147,11 @@ class ActiveOptions(TrainingOption):
         """One loss, from the first option that combines them."""
         combined = (option.combine_losses(terms) for option in self._options.values())
         return next((loss for loss in combined if loss is not None), None)
+
+    def frame_errors(self, predicted: ModelFrames, target: ModelFrames) -> NoiseLevels | None:
+        """The losses of all frames, from the first option that has them."""
+        errors = (option.frame_errors(predicted, target) for option in self._options.values())
+        return next((each for each in errors if each is not None), None)
 
     def after_loss(self, squared_error: NoiseLevels, is_target: FrameMask) -> None:
         """Shows all options the errors of a batch."""
