@@ -25,8 +25,6 @@ from training.collect import CollectConfig, collect
 from training.make_clips import clips_from_store
 from training.recipes import Stage, tiny
 from training.train import Arguments, train
-from wm_gym.nn.config import ScanConfig
-from wm_gym.world_model import WorldModelConfig
 
 OUT = Path("outputs/line")
 NUM_CELLS, PIXELS = 4, 4
@@ -77,10 +75,10 @@ def make_dream(out: Path, steps: int = 600) -> dict[str, Any]:
     )
     collect(config)
     collect(dataclasses.replace(config, frames=300, split="test", seed=7_000_000))
-    model = WorldModelConfig.plain(
+    model = wm_gym.WorldModelConfig.plain(
         width=32,
         block_sizes=(2, 1),
-        scan=ScanConfig(head_dim=16, state_dim=16, num_groups=1),
+        scan=wm_gym.ScanConfig(head_dim=16, state_dim=16, num_groups=1),
         window=2,
         num_attention_heads=2,
         feed_forward_multiplier=4,

@@ -14,6 +14,7 @@ from wm_gym.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from wm_gym.comparison import CompareConfig, Comparison, compare
 from wm_gym.contexts import Clips, Context, load_clips, save_clips
 from wm_gym.moved import accept_old_names
+from wm_gym.nn.config import MapConfig, OdometryConfig, PoseConfig, ScanConfig
 from wm_gym.world_model import ModelState, Prediction, WorldModel, WorldModelConfig
 
 __all__ = [
@@ -22,8 +23,12 @@ __all__ = [
     "CompareConfig",
     "Comparison",
     "Context",
+    "MapConfig",
     "ModelState",
+    "OdometryConfig",
+    "PoseConfig",
     "Prediction",
+    "ScanConfig",
     "WorldModel",
     "WorldModelConfig",
     "compare",

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tiny import PLANAR_POSE, SMALL_MAP, tiny_model
+from tests.tiny import GRID_ODOMETRY, PLANAR_POSE, SMALL_MAP, tiny_model
 from training.baselines import BaselineConfig, baseline_config
+from training.recipes import RECIPES
 from wm_gym.checkpoint import load_checkpoint
 from wm_gym.nn.config import NO_MAP, NO_ODOMETRY, NO_POSE, WorldModelConfig
 from wm_gym.nn.pose_embedding import NUM_HARMONICS, PlanarPose
@@ -52,6 +53,11 @@ def test_the_default_is_the_packaged_model_whose_configuration_is_flat() -> None
     packaged = load_checkpoint("memory-maze").config
     assert "head_dim" in packaged
     assert WorldModelConfig.from_dict(packaged) == WorldModelConfig()
+
+
+def test_the_last_recipe_and_odometry_make_the_default() -> None:
+    trained = RECIPES["memory_maze_9x9_map"]().model
+    assert dataclasses.replace(trained, odometry=GRID_ODOMETRY) == WorldModelConfig()
 
 
 def test_a_configuration_survives_json() -> None:

@@ -99,7 +99,7 @@ class StepGraph:
             self._pose = None if self.memory.pose is None else torch.zeros_like(self.memory.pose)
             self._odometry = None if model.odometry is None else model.odometry.frozen(self.backend)
             if self._odometry is not None:
-                self._carried = torch.zeros_like(_there(self.memory.odometry))
+                self._carried = torch.zeros_like(_require(self.memory.odometry))
             self.noise_keys = torch.zeros(batch_size, dtype=torch.int64, device=device)
             self.noise_counters = torch.zeros(batch_size, dtype=torch.int64, device=device)
             self._graph: torch.cuda.CUDAGraph | None = None
@@ -193,26 +193,26 @@ class StepGraph:
         """The next frame's pose as it was given."""
         if self._odometry is not None:
             memory = self.memory
-            poses = torch.stack([_there(memory.pose), pose.to(self.device)], dim=1)
-            self._carried.copy_(self._odometry.given(_there(memory.odometry), poses, self._action[:, None]))
-        _there(self._pose).copy_(pose)
+            poses = torch.stack([_require(memory.pose), pose.to(self.device)], dim=1)
+            self._carried.copy_(self._odometry.given(_require(memory.odometry), poses, self._action[:, None]))
+        _require(self._pose).copy_(pose)
 
     def _predict_pose(self) -> None:
         """The next frame's pose by odometry, from the pending frame; reads and writes nothing but buffers."""
         memory = self.memory
         assert self._odometry is not None
-        seen = _there(memory.odometry), memory.frame, self._action, _there(memory.pose)
+        seen = _require(memory.odometry), memory.frame, self._action, _require(memory.pose)
         pose, carried = self._odometry.predict(*seen, ~memory.dreamed, memory.place_map)
-        _there(self._pose).copy_(pose)
+        _require(self._pose).copy_(pose)
         self._carried.copy_(carried)
 
     def _predict_pose_by_map(self) -> None:
         """`_predict_pose` where all pending frames were dreamed and memory has a map."""
         memory = self.memory
         assert self._odometry is not None
-        known = _there(memory.odometry), self._action, _there(memory.pose), _there(memory.place_map)
+        known = _require(memory.odometry), self._action, _require(memory.pose), _require(memory.place_map)
         pose, carried = self._odometry.predict_by_map(*known)
-        _there(self._pose).copy_(pose)
+        _require(self._pose).copy_(pose)
         self._carried.copy_(carried)
 
     def _advance(self) -> StepOutput:
@@ -287,7 +287,7 @@ def _captured(function: Callable[[], _T]) -> tuple[torch.cuda.CUDAGraph, _T]:
     return graph, result
 
 
-def _there(buffer: Tensor | None) -> Tensor:
+def _require(buffer: Tensor | None) -> Tensor:
     """A buffer that the model's configuration demands."""
     assert buffer is not None
     return buffer
