@@ -21,7 +21,7 @@ from wm_gym.nn.config import NO_MAP
 from wm_gym.ops.step import frame_noise
 from wm_gym.world_model import ModelState, WorldModel, WorldModelConfig
 
-ONCE = {**PLANAR, **TINY_MAP, "feedback_interval": 0, "write_once": 0.2}
+ONCE: dict[str, Any] = {**PLANAR, **TINY_MAP, "feedback_interval": 0, "write_once": 0.2}
 
 
 def place_map(state: ModelState) -> torch.Tensor:
@@ -43,7 +43,7 @@ def walked(model: WorldModel, num_steps: int) -> ModelState:
 
 
 def test_only_unknown_places_are_written_and_only_the_map_changes() -> None:
-    model, never = tiny_model(**ONCE), tiny_model(**ONCE | {"write_once": 0.0})
+    model, never = tiny_model(**ONCE), tiny_model(**dict(ONCE, write_once=0.0))
     state, pose = read(model), torch.tensor([[50.0, 50.0, 1.0, 0.0]]).expand(3, 4)
     first = step(model, state, pose)  # its pending frame is real
     once, plain = step(model, first, pose), step(never, first, pose)
@@ -56,7 +56,7 @@ def test_only_unknown_places_are_written_and_only_the_map_changes() -> None:
 
 
 def test_a_frame_that_is_dreamed_again_from_the_same_place_writes_nothing() -> None:
-    model = tiny_model(**ONCE | {"write_once": 1e-6})
+    model = tiny_model(**dict(ONCE, write_once=1e-6))
     pose = torch.tensor([[3.0, 3.0, 1.0, 0.0]]).expand(3, 4)
     states = [read(model, num_frames=1)]
     for seed in range(4):

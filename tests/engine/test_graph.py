@@ -21,7 +21,7 @@ from wm_gym.ops.step import frame_noise
 from wm_gym.world_model import ModelState, WorldModel
 
 BATCH = 3
-PLANAR = {"pose": PLANAR_POSE, "hide_noise": True}
+PLANAR: dict[str, Any] = {"pose": PLANAR_POSE, "hide_noise": True}
 KEYS = torch.tensor([5, -7, 1 << 62])
 
 

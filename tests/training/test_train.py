@@ -222,6 +222,7 @@ def test_flags_before_the_models_parts_were_nested_still_work_with_a_warning() -
     with pytest.warns(DeprecationWarning, match=r"--recipe.model.scan.num-groups"):
         before = parse_arguments([*options, *earlier])
     assert before.recipe == parse_arguments([*options, *now]).recipe
+    assert isinstance(before.recipe, Recipe)
     assert before.recipe.model.map.size == 8 and not before.recipe.model.pose.ray_lines
 
 

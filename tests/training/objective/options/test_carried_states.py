@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ from wm_gym.poses import relative_to_first
 from wm_gym.world_model import WorldModel
 
 B, T = 2, 11
-PLANAR = {"pose": PLANAR_POSE}
+PLANAR: dict[str, Any] = {"pose": PLANAR_POSE}
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -21,7 +21,7 @@ from training.objective.options.carried_states import CarriedStatesSettings
 from training.objective.options.learned_weights import LearnedWeights
 from training.objective.options.memory_replay import MemoryReplaySettings
 from training.objective.options.stochastic_depth import StochasticDepthSettings
-from training.recipes import tiny
+from training.recipes import Recipe, tiny
 from training.train import parse_arguments, train
 from wm_gym.checkpoint import load_checkpoint
 
@@ -80,6 +80,7 @@ def test_flags_before_options_were_nested_still_work_with_a_warning() -> None:
         before = parse_arguments([*FAST, *earlier, *paths])
     now = parse_arguments([*FAST, *(word for option in ALL_OPTIONS for word in option.split()), *paths])
     assert before.recipe == now.recipe
+    assert isinstance(before.recipe, Recipe)
     assert before.recipe.options.active().keys() == vars(Options()).keys() - {"energy_score"}
 
 
