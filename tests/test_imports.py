@@ -209,6 +209,15 @@ def test_the_network_names_no_world() -> None:
     assert not named, "\n".join(named)
 
 
+def test_odometry_is_known_by_its_protocol_alone() -> None:
+    modules = sources()
+    known = {"wm_gym.odometry", "wm_gym.odometry.protocol", "wm_gym.odometry.tracker"}
+    for module, path in modules.items():
+        if module == "wm_gym.world_model" or is_within(module, "wm_gym.engine"):
+            imported = imported_modules(ast.parse(path.read_text()), module, path.name == "__init__.py", set(modules))
+            assert {name for _, name in imported if is_within(name, "wm_gym.odometry")} <= known, module
+
+
 @pytest.mark.parametrize(
     ("module", "code"),
     [

@@ -80,9 +80,9 @@ def dream_walks(model: WorldModel, data: Path, num_walks: int, num_context: int,
     if len(seeds) < num_walks:
         raise ValueError(f"{data} has {len(seeds)} walks, {num_walks} are to be dreamed.")
     walks = read_rollouts(data, "train", seeds[:num_walks], num_context + num_frames)
-    told = torch.cat([walks.pose[:, :num_context], slightly_off(walks.pose[:, num_context:])], dim=1)
+    given = torch.cat([walks.pose[:, :num_context], slightly_off(walks.pose[:, num_context:])], dim=1)
     dreamer = Dreamer(model, min(ROWS, num_walks))
-    frames = dreamer.imagine(dataclasses.replace(walks, pose=told), num_context, "kept")
+    frames = dreamer.imagine(dataclasses.replace(walks, pose=given), num_context, "kept")
     return DreamedWalks(walks, frames, model.device)
 
 

@@ -73,7 +73,7 @@ def _errors(
     if odometry.bearings is not None:
         poses, _ = odometry.follow(state, frames, actions, true[:, 0], beside)
     real = motion_between(true[:, :-1], true[:, 1:])
-    # After some steps: nothing tells how fast the agent is when it is first seen.
+    # After some steps: nothing shows how fast the agent is when it is first seen.
     settled = (real - motions)[:, 5:]
     return motion_sizes(motion_between(true[:, 1:], poses)).cpu(), motion_sizes(settled).cpu()
 

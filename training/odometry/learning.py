@@ -207,7 +207,7 @@ def motion_unit(device: torch.device) -> Tensor:
 
 
 def motion_cost(error: Tensor) -> Tensor:
-    """Squares of small errors; of large ones the size, by which they are told apart, and in part their squares."""
+    """Squares of small errors; of large ones the size, so that they still differ, and in part their squares."""
     return (
         F.huber_loss(error, torch.zeros_like(error))
         + F.huber_loss(error, torch.zeros_like(error), delta=LARGE_ERROR) / LARGE_ERROR

@@ -30,7 +30,7 @@ from wm_gym.provenance import provenance, seed_ranges
 from wm_gym.world_model import WorldModel
 
 PREFIX, BY_MAP, BEARINGS = "odometry.", "by_map.", "bearings."
-# Most of the numbers, kept in float16; what tells free motion, step upon step, stays in float32.
+# Most of the numbers, kept in float16; what predicts free motion, step upon step, stays in float32.
 HALVED = ("compare.weight", "pair.", BEARINGS, *(BY_MAP + name for name in ("cell.", "enter.", "part.", "deep.")))
 
 
@@ -75,7 +75,7 @@ class _Model:
 
 
 def make_odometry(arguments: OdometryArguments, argv: Sequence[str]) -> dict[str, Any] | None:
-    """Does all of it; returns the figures, if they were asked for.
+    """Trains or takes the odometry of a model, writes the checkpoint, and returns the figures if `evaluate` is set.
 
     Raises:
         FileNotFoundError: no such checkpoint or store.

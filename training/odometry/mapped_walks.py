@@ -26,7 +26,7 @@ from wm_gym.poses import MOTION_SIZE, motion_between, moved, placed, relative_to
 from wm_gym.world_model import WorldModel
 
 WINDOWS_PER_READ = 16  # with bearings: windows for each one whose walls are read from the map
-_BEFORE = PAST_ACTIONS  # steps of a walk before a window, which tell what moves
+_BEFORE = PAST_ACTIONS  # steps of a walk before a window: motions depend on them
 
 
 @dataclass(frozen=True)
@@ -174,9 +174,9 @@ def _maps_of(state: ModelState, _rows: Tensor, _length: int) -> tuple[Tensor, ..
 def train_by_map(
     odometry: VisualOdometry, walks: MappedWalks, training: MapTraining, progress: PartProgress | None = None
 ) -> int:
-    """Trains what odometry tells from the map, in place, and returns the number of steps. Nothing else changes.
+    """Trains what odometry predicts from the map, in place, and returns the number of steps. Nothing else changes.
 
-    Raises ValueError if the odometry takes bearings and nothing tells where the walls of the walks' mazes are.
+    Raises ValueError if the odometry takes bearings and the walks have no layout of their mazes.
     """
     assert odometry.by_map is not None, "the model has no map"
     parameters = list(odometry.by_map.parameters())
@@ -192,9 +192,9 @@ def train_by_map(
 def map_loss(
     odometry: VisualOdometry, maps: Tensor, window: MapWindow, training: MapTraining, generator: torch.Generator
 ) -> Tensor:
-    """Errors of the motions that are told along windows that begin somewhat beside their walk.
+    """Errors of the motions that are predicted along windows that begin somewhat beside their walk.
 
-    Each is to go on as the walk does and to come nearer to it: where a wall or free space tells how far it is off, that
+    Each is to go on as the walk does and to come nearer to it: where a wall or free space shows how far it is off, that
     can be learned, so that a dream that is in a wall by a little is led out of it again.
 
     Args:
@@ -208,16 +208,16 @@ def map_loss(
     own = torch.cat([poses[:, _BEFORE:, :2] + beside, poses[:, _BEFORE:, 2:]], dim=-1)
     wanted = motion_between(own[:, :-1], own[:, 1:])
     recent, history = _led(odometry, window, training, generator)
-    told = odometry.by_map(maps.flatten(0, 1), own[:, :-1], recent, history, window.rows)
-    return motion_cost((wanted - told) / motion_unit(poses.device))
+    predicted = odometry.by_map(maps.flatten(0, 1), own[:, :-1], recent, history, window.rows)
+    return motion_cost((wanted - predicted) / motion_unit(poses.device))
 
 
 def grid_loss(
     odometry: VisualOdometry, maps: Tensor, window: MapWindow, training: MapTraining, generator: torch.Generator
 ) -> Tensor:
-    """Errors of the motions that are told beside the true walls, and of the walls that are read from the map.
+    """Errors of the motions that are predicted beside the true walls, and of the walls that are read from the map.
 
-    Arguments as of `map_loss`. Raises ValueError for windows that do not tell where walls are.
+    Arguments as of `map_loss`. Raises ValueError for windows without layouts.
     """
     by_map, poses = odometry.by_map, window.poses
     assert isinstance(by_map, GridOdometry)
