@@ -230,7 +230,7 @@ def memory_maze_9x9_map() -> Recipe:
 
 
 def memory_maze_9x9_samples() -> Recipe:
-    """Goes on from `memory-maze` (``--init``): one pass draws a sample where nothing is known, in place of the mean.
+    """Goes on from `memory-maze` (``--init``): one pass draws the sample that three would draw.
 
     What frames write into the map stays as it is, so the checkpoint's odometry goes on reading it.
     """

@@ -151,9 +151,7 @@ class StepNetwork:
         if self._ray is not None:
             tokens.add_(self._ray(torch.stack(poses, dim=1)).view_as(tokens))
         if self._noise is not None and noise is not None:
-            of_tokens, of_condition = self._noise(noise[:, None])
-            tokens.view(batch, length, c.num_tokens, c.width)[:, -1].add_(of_tokens.flatten(1, 3))
-            condition = torch.cat([condition[:, :-1], condition[:, -1:] + of_condition], dim=1)
+            tokens.view(batch, length, c.num_tokens, c.width)[:, -1].add_(self._noise(noise[:, None]).flatten(1, 3))
         modulation = F.linear(F.silu(condition).to(self.dtype).flatten(0, 1), self._modulation, self._modulation_bias)
         return tokens, modulation.split(c.width, dim=-1)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from wm_gym.array_typing import (
@@ -73,25 +73,15 @@ class ConditionEmbedding(nn.Module):
             self.pose = nn.Sequential(nn.Linear(config.pose.size, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(
-        self,
-        noise_level: NoiseLevels,
-        actions: Actions,
-        has_action: FrameMask,
-        pose: Poses | None,
-        noise: Tensor | None = None,
+        self, noise_level: NoiseLevels, actions: Actions, has_action: FrameMask, pose: Poses | None
     ) -> Condition:
-        """Embed; ``actions[:, t]`` led to frame t and is ignored where ``has_action`` is False.
-
-        ``noise`` is the condition's part of a `NoiseEmbedding`, if the model has one.
-        """
+        """Embed; ``actions[:, t]`` led to frame t and is ignored where ``has_action`` is False."""
         if self.hide_actions:
             has_action = torch.zeros_like(has_action)
         action = torch.where(has_action[..., None], self.action(actions), self.no_action)
         condition = self.noise(fourier_features(noise_level, self.width)) + action
         if self.pose is not None and pose is not None:
             condition = condition + self.pose(pose)
-        if noise is not None:
-            condition = condition + noise
         return F.silu(condition)
 
 
@@ -155,15 +145,14 @@ class Backbone(nn.Module):
             num_cached: frames in memory per row.
             num_committed: leading frames that enter the memory that is returned; the others only read it.
         """
-        noise_tokens = noise_condition = None
-        if self.noise is not None:  # of frames that are nothing but noise
-            noise_tokens, noise_condition = self.noise(frames * expand_level(noise_level == 1, frames))
-        condition = self.condition(noise_level, actions, has_action, pose, noise_condition)
+        condition = self.condition(noise_level, actions, has_action, pose)
+        # Of frames that are nothing but noise.
+        noise = None if self.noise is None else frames * expand_level(noise_level == 1, frames)
         if self.config.hide_noise:
             frames = frames * (1 - expand_level(noise_level, frames))
         tokens = self.embedding(frames, pose)
-        if noise_tokens is not None:
-            tokens = tokens + noise_tokens.to(tokens.dtype)
+        if noise is not None and self.noise is not None:
+            tokens = tokens + self.noise(noise).to(tokens.dtype)
         tokens, new_layers = self.run_layers(
             tokens, condition, layers, num_cached, num_committed, Places(noise_level, pose)
         )

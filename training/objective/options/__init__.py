@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from training.objective.options.carried_states import CarriedStatesSettings
-from training.objective.options.energy_score import EnergyScoreSettings
+from training.objective.options.distilled_steps import DistilledStepsSettings
 from training.objective.options.hooks import ActiveOptions, OptionContext, OptionSettings
 from training.objective.options.learned_weights import LearnedWeightsSettings
 from training.objective.options.memory_replay import MemoryReplaySettings
@@ -32,7 +32,7 @@ EARLIER_FLAGS: dict[str, str] = {
 class Options:
     """Settings of all options of a recipe."""
 
-    energy_score: EnergyScoreSettings = field(default_factory=EnergyScoreSettings)
+    distilled_steps: DistilledStepsSettings = field(default_factory=DistilledStepsSettings)
     carried_states: CarriedStatesSettings = field(default_factory=CarriedStatesSettings)
     memory_replay: MemoryReplaySettings = field(default_factory=MemoryReplaySettings)
     learned_weights: LearnedWeightsSettings = field(default_factory=LearnedWeightsSettings)
@@ -58,4 +58,4 @@ class Options:
 
 def sampling_options() -> Options:
     """Options with which one pass learns to sample."""
-    return Options(energy_score=EnergyScoreSettings(weight=0.3))
+    return Options(distilled_steps=DistilledStepsSettings(denoising_steps=3))

@@ -81,7 +81,7 @@ def test_flags_before_options_were_nested_still_work_with_a_warning() -> None:
     now = parse_arguments([*FAST, *(word for option in ALL_OPTIONS for word in option.split()), *paths])
     assert before.recipe == now.recipe
     assert isinstance(before.recipe, Recipe)
-    assert before.recipe.options.active().keys() == vars(Options()).keys() - {"energy_score"}
+    assert before.recipe.options.active().keys() == vars(Options()).keys() - {"distilled_steps"}
 
 
 def test_trainer_loss_and_run_state_name_no_option() -> None:
