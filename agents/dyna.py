@@ -29,10 +29,10 @@ from agents.learning.dyna_policy import VARIABLE
 from wm_gym.comparison.config import DREAM_ID, REAL_ID
 from wm_gym.files import write_json
 from wm_gym.provenance import command_arguments, provenance
+from wm_gym.seeds import FIRST_EVALUATION_SEED
 
 STATE_FILE, LOCK_FILE, POLICY_FILE = "dyna.json", "lock", "policy.json"
 FREE_TO_CHANGE = ("out", "rounds", "workers", "processes", "score_episodes")
-FIRST_EVALUATION_SEED = 7_000_000
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,14 @@ import gymnasium as gym
 import tyro
 
 from agents.environments.settings import EnvSpec, parse_kwargs
+from agents.policies.loading import policy_models
 from agents.scoring.episodes import EpisodePool
-from agents.scoring.results import Result, gap, interval95, kept_results, policy_models, policy_settings
+from agents.scoring.results import Result, gap, kept_results, policy_settings, summary
 from wm_gym.checkpoint import resolve_device
 from wm_gym.files import write_json
 from wm_gym.provenance import command_arguments, provenance
-
-FIRST_EVALUATION_SEED = 7_000_000
+from wm_gym.seeds import FIRST_EVALUATION_SEED
+from wm_gym.statistics import interval95
 
 
 @dataclass(frozen=True)
@@ -94,17 +95,6 @@ def evaluate(config: EvaluateConfig, argv: Sequence[str] = ()) -> dict[str, Any]
         report |= dreamed
     write_json(config.out, report)
     return report
-
-
-def summary(results: Sequence[Result]) -> dict[str, Any]:
-    """Mean return of episodes, its interval, and mean length."""
-    returns = [result["return"] for result in results]
-    return {
-        "episodes": len(returns),
-        "mean_return": math.fsum(returns) / len(returns),
-        "interval95": interval95(returns),
-        "mean_length": math.fsum(result["length"] for result in results) / len(results),
-    }
 
 
 def _report(settings: dict[str, Any], results: dict[str, list[Result]], argv: Sequence[str]) -> dict[str, Any]:

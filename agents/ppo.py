@@ -31,9 +31,9 @@ from agents.learning.real_score import RealScore, read_scores
 from agents.policies.loading import MODEL_FILE, run_memory, run_models
 from wm_gym.checkpoint import resolve_device
 from wm_gym.provenance import command_arguments
+from wm_gym.seeds import FIRST_EVALUATION_SEED
 
 # Mazes from 7,000,000 on are never trained in; the episodes that choose a model are not those that judge it.
-FIRST_TRAINING_SEED_AFTER = 7_000_000
 
 
 def train(config: PpoConfig, argv: Sequence[str] = ()) -> dict[str, list[dict[str, Any]]]:
@@ -85,7 +85,7 @@ def _train_on(config: PpoConfig, seed: int, folder: Path, device: str) -> None:
         model = make_model(config, seed, env, folder, device, on_device)
         # Training seeds are below those that are kept for evaluation; a resumed run gets others than it had.
         entropy = np.random.SeedSequence([seed, model.num_timesteps]).generate_state(1)[0]
-        env.seed(int(entropy) % (FIRST_TRAINING_SEED_AFTER - config.num_envs))
+        env.seed(int(entropy) % (FIRST_EVALUATION_SEED - config.num_envs))
         scores = RealScore(
             folder=folder,
             spec=real_spec,

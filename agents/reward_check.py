@@ -23,14 +23,14 @@ import tyro
 from tqdm import tqdm
 
 from agents.environments.settings import EnvSpec, parse_kwargs
-from agents.policies.loading import policy_maker
+from agents.policies.loading import policy_maker, policy_models
 from agents.scoring.dreamed_episodes import DreamRows
 from agents.scoring.pose_figures import DEFINITIONS, forward_actions, pose_lines, pose_result
 from agents.scoring.real_episodes import real_episodes
-from agents.scoring.results import Result, kept_results, policy_models, policy_settings
+from agents.scoring.results import Result, kept_results, policy_settings
 from agents.scoring.reward_figures import episode_result, reward_figures
 from wm_gym.checkpoint import resolve_device
-from wm_gym.comparison.config import DREAM_ID, REAL_ID, parse_seeds
+from wm_gym.comparison.config import DREAM_ID, REAL_ID
 from wm_gym.comparison.figures import EpisodeFigures
 from wm_gym.comparison.metrics import match_rewards, psnr
 from wm_gym.comparison.pictures import Captions, comparison_frames
@@ -39,6 +39,7 @@ from wm_gym.files import write_json
 from wm_gym.film import write_video
 from wm_gym.policies.base import WALKERS
 from wm_gym.provenance import command_arguments, provenance
+from wm_gym.seeds import parse_seeds
 
 PART_PSNR = 22.0  # dB; the film's line between like and unlike, as in wm-gym compare
 FILM_FPS = 15

@@ -22,9 +22,9 @@ from agents.environments.settings import EnvSpec
 from agents.learning.real_score import read_scores
 from agents.policies.loading import CONFIG_FILE
 from agents.scoring.learning_curves import read_learning, write_curves
-from agents.scoring.results import interval95
 from wm_gym.files import write_json
 from wm_gym.provenance import command_arguments, provenance
+from wm_gym.statistics import interval95
 
 Record = dict[str, Any]
 SOURCE = ("command", "commit", "hardware", "packages", "date")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tests.toy_env import ENV_ID
-from training.recording.config import make_env, policy_seed, record_episode
+from training.recording.episode import make_env, policy_seed, record_episode
 from training.recording.policies import make_policy
 from training.store.episode_store import Episode, EpisodeStore, EpisodeWriter, StoreHeader, create_store
 

@@ -19,7 +19,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from training.make_clips import moments_before_rewards, steps_to_reward
+from training.data.reward_moments import moments_before_rewards, steps_to_reward
 from training.store.episode_store import EpisodeStore, open_store
 from wm_gym.checkpoint import resolve_device
 from wm_gym.engine.graph import StepGraph

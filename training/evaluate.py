@@ -10,7 +10,6 @@ imagination: what a dream makes up where nobody looked, and whether it finds tha
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -41,6 +40,7 @@ from wm_gym.comparison.metrics import psnr
 from wm_gym.files import write_json
 from wm_gym.film import Film, write_strip
 from wm_gym.provenance import provenance
+from wm_gym.seeds import parse_seeds
 from wm_gym.world_model import WorldModel
 
 
@@ -239,15 +239,6 @@ def _check_spaces(rollouts: Rollouts, checkpoint: Checkpoint) -> None:
     )
     if given != expected:
         raise ValueError(f"The rollouts of {rollouts.env_id} have spaces {given}, the checkpoint {expected}.")
-
-
-def parse_seeds(text: str) -> list[int]:
-    """ "A-B" (inclusive) or "A" as a list. Raises ValueError for anything else."""
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
-    seeds = list(range(int(match[1]), int(match[2] or match[1]) + 1)) if match else []
-    if not seeds:
-        raise ValueError(f"Seeds are given as A-B with A <= B, such as 7000000-7000031, got {text!r}.")
-    return seeds
 
 
 @torch.inference_mode()

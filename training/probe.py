@@ -24,9 +24,7 @@ from tqdm import tqdm
 
 from training.baselines import model_type
 from training.data.pose_input import Conditioning, model_poses
-from training.evaluate import parse_seeds
 from training.evaluation.figures import listed
-from training.evaluation.intervals import Bootstrap, Estimate
 from training.evaluation.walks import SPLIT, recorded_walks
 from training.probes.maze_labels import maze_of
 from training.probes.probe_model import ProbeData, ProbeTraining, predict, train_probe
@@ -36,7 +34,9 @@ from training.recording.rollouts import check_held_out
 from training.store.episode_store import open_store
 from wm_gym.checkpoint import load_checkpoint, resolve_device
 from wm_gym.files import write_json
-from wm_gym.provenance import provenance, seed_ranges
+from wm_gym.provenance import provenance
+from wm_gym.seeds import parse_seeds, seed_ranges
+from wm_gym.statistics import Bootstrap, Estimate
 from wm_gym.world_model import WorldModel, WorldModelConfig
 
 

@@ -18,10 +18,11 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from training.recording.config import EpisodeBuilder, recorded_action_space
+from training.recording.episode import EpisodeBuilder, recorded_action_space
 from training.recording.frames import FrameSource, RecordingOptions
-from training.store.episode_store import FIRST_EVALUATION_SEED, EpisodeWriter, StoreHeader, check_seed, create_store
+from training.store.episode_store import EpisodeWriter, StoreHeader, check_seed, create_store
 from wm_gym.provenance import package_versions
+from wm_gym.seeds import FIRST_EVALUATION_SEED
 
 SEED_STREAM = 2  # keeps drawn seeds apart from what an environment draws from the same seed
 END_OF_SEEDS = 2**32

@@ -17,11 +17,12 @@ import numpy as np
 import tyro
 
 from training.baselines.recipes import ROWS
-from training.evaluation.intervals import Bootstrap
 from training.evaluation.paper import LABELS, OURS, SOURCE, paper_figures
 from training.evaluation.pictures import write_row_plot
 from wm_gym.files import write_json
-from wm_gym.provenance import provenance, seed_ranges
+from wm_gym.provenance import provenance
+from wm_gym.seeds import seed_ranges
+from wm_gym.statistics import Bootstrap
 
 Record = dict[str, Any]
 METRICS = ("psnr", "ssim", "lpips")

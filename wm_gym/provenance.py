@@ -57,17 +57,6 @@ def package_versions() -> dict[str, str]:
     return versions(PACKAGES)
 
 
-def seed_ranges(seeds: Iterable[int]) -> list[list[int]]:
-    """Sorted, inclusive ranges that cover exactly `seeds`: [1, 2, 3, 7] becomes [[1, 3], [7, 7]]."""
-    ranges: list[list[int]] = []
-    for seed in sorted(set(seeds)):
-        if ranges and seed == ranges[-1][1] + 1:
-            ranges[-1][1] = seed
-        else:
-            ranges.append([seed, seed])
-    return ranges
-
-
 def command_arguments() -> list[str]:
     return sys.argv[1:]
 

@@ -11,16 +11,14 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.environments.settings import EnvSpec
-from agents.evaluate import summary
 from agents.policies.loading import BEST_FILE, MODEL_FILE
 from agents.scoring.episodes import EpisodePool
-from agents.scoring.results import Result, gap
+from agents.scoring.learning_curves import ROLLOUT_REWARD
+from agents.scoring.results import Result, gap, summary
 from wm_gym.files import atomic_path, write_json
+from wm_gym.seeds import FIRST_SELECTION_SEED
 
 SCORES_FILE, DREAMED_FILE = "scores.json", "dreamed.json"
-ROLLOUT_REWARD = "rollout/reward_per_step"  # in TensorBoard
-# Apart from the seeds from 7,000,000 on that judge the model which these have chosen.
-FIRST_SELECTION_SEED = 7_500_000
 
 
 class RealScore(BaseCallback):

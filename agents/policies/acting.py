@@ -15,8 +15,7 @@ import gymnasium as gym
 import numpy as np
 
 from agents.environments.settings import MemorySpec
-from agents.policies.loading import PolicyMaker, policy_maker
-from agents.scoring.results import policy_models
+from agents.policies.loading import PolicyMaker, policy_maker, policy_models
 from wm_gym.comparison.sides import Spaces
 from wm_gym.policies.base import Policy
 from wm_gym.wrappers.memory import FrameReader

@@ -118,3 +118,15 @@ def _same_images(trained: gym.Space[Any], given: gym.Space[Any]) -> bool:
         return trained.keys() == given.keys() and all(_same_images(trained[key], given[key]) for key in trained)
     shape = given.shape or ()
     return trained == given or (len(shape) == 3 and trained.shape == (shape[2], shape[0], shape[1]))
+
+
+def policy_models(policy: str) -> tuple[dict[str, str], MemorySpec | None]:
+    """What `policy_maker` takes, by name: each training seed of a run of `agents.ppo`, or else the policy itself.
+
+    Also the memory that they see, None if they see none. Raises FileNotFoundError for a run that has saved nothing yet.
+    """
+    run = Path(policy)
+    if (run / CONFIG_FILE).is_file():
+        return {name: str(path) for name, path in run_models(run).items()}, run_memory(run)
+    is_model = run.suffix == ".zip" and (run.parent.parent / CONFIG_FILE).is_file()
+    return {"policy": policy}, run_memory(run.parent.parent) if is_model else None

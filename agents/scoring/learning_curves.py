@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from agents.learning.real_score import ROLLOUT_REWARD
 from wm_gym.comparison.plots import load_matplotlib
 from wm_gym.files import atomic_path
 
 Points = list[tuple[int, float]]  # (step, value)
+ROLLOUT_REWARD = "rollout/reward_per_step"  # in TensorBoard
 REWARD, LENGTH = "rollout/ep_rew_mean", "rollout/ep_len_mean"
 TAGS = (
     ROLLOUT_REWARD,

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from agents.scoring.dreamed_episodes import Dreamed
 from agents.scoring.real_episodes import Replayed
-from agents.scoring.results import Result, proportion95
+from agents.scoring.results import Result
 from wm_gym.policies.base import FORWARD, FORWARD_LEFT, FORWARD_RIGHT
 from wm_gym.poses import drift_steps, motion_between, motion_sizes, relative_to_first, size_quantiles
+from wm_gym.statistics import proportion95
 
 # In Memory Maze a free step leads 0.25 cells on, the first one from rest 0.08 to 0.11, a turning one 0.2, one into a
 # wall 0.001: a tenth of the free way tells the last of these from the others.

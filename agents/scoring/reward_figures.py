@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from agents.scoring.pose_figures import agreed_after, pose_figures
-from agents.scoring.results import Result, gap, interval95, proportion95
+from agents.scoring.results import Result, gap
 from wm_gym.comparison.metrics import RewardAgreement, match_rewards, psnr
 from wm_gym.comparison.record import Record
+from wm_gym.statistics import interval95, proportion95
 
 # Ends of the ranges of dreamed steps that are looked at apart: dreams get worse as they age.
 RANGE_ENDS = (10, 25, 50, 100, 200, 400, 700, 1000, 2000)

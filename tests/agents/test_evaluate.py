@@ -14,7 +14,8 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from agents.evaluate import EvaluateConfig, describe, evaluate
 from agents.policies.loading import SampledPolicy, policy_maker
 from agents.scoring.episodes import play
-from agents.scoring.results import gap, interval95
+from agents.scoring.results import gap
+from wm_gym.statistics import interval95
 
 TOY_ID = "tests.toy_env:tests/ToyMaze-v0"
 

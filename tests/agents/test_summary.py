@@ -8,10 +8,10 @@ pytest.importorskip("tensorboard")
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.scoring.learning_curves import MOST_POINTS, between_scores, read_learning, reward_per_step, write_curves
-from agents.scoring.results import interval95
 from agents.summary import SummaryConfig, describe, main, summarize
 from tests.agents.test_evaluate import TOY_ID
 from wm_gym.files import write_json
+from wm_gym.statistics import interval95
 
 KWARGS = '{"checkpoint": "/a/b-c/m.safetensors"}'
 COMMAND = f"python -m agents.ppo --env E --seeds 2 --total-timesteps 1000 --env-kwargs '{KWARGS}'"

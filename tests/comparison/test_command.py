@@ -5,9 +5,10 @@ import pytest
 
 import wm_gym
 from wm_gym.cli import main
-from wm_gym.comparison.config import CompareConfig, parse_seeds
+from wm_gym.comparison.config import CompareConfig
 from wm_gym.comparison.identity import CheckpointIdentity
 from wm_gym.comparison.report_text import Subject, command
+from wm_gym.seeds import parse_seeds
 
 
 def test_compare_is_a_function_of_the_package():

@@ -17,6 +17,7 @@ from tests.toy_env import ToyMazeEnv
 from tests.toy_store import TOY_ENV, make_toy_store, toy_episode
 from training import collect as collect_module
 from training.collect import CollectConfig, collect
+from training.recording import workers as workers_module
 from training.recording.recorder import record_seeds
 from training.recording.schedule import Schedule
 from training.store.episode_store import EpisodeStore, open_store
@@ -135,13 +136,13 @@ def test_a_worker_that_dies_stops_the_run_with_its_name_and_exit_code(tmp_path: 
 
 def test_a_finished_store_needs_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_toy_store(tmp_path / "store", seeds=[0, 1])
-    monkeypatch.setattr(collect_module, "_start_worker", None)
+    monkeypatch.setattr(workers_module, "_start_worker", None)
     collect(CollectConfig(env=TOY_ENV, out=tmp_path / "store", frames=82, policy="random", workers=4))
 
 
 def test_a_worker_whose_collector_is_gone_ends_without_an_episode(tmp_path: Path) -> None:
     make_toy_store(tmp_path / "store", seeds=[])
-    ours, theirs = collect_module.multiprocessing.Pipe()
+    ours, theirs = workers_module.multiprocessing.Pipe()
     ours.send(3)
     ours.close()
     record_seeds(theirs, tmp_path / "store", "train", TOY_ENV, "random", 200)

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from tests.toy_store import make_toy_store
-from training.make_clips import MakeClips, main, steps_to_reward
+from training.data.reward_moments import steps_to_reward
+from training.make_clips import MakeClips, main
 from wm_gym.contexts import load_clips
 
 

@@ -14,7 +14,7 @@ from gymnasium.utils.env_checker import check_env
 from examples.own_environment import ENV_ID
 from tests.paths import ROOT
 from training.make_clips import clips_from_store
-from training.recording.config import record_episode
+from training.recording.episode import record_episode
 from training.recording.policies import make_policy
 from training.store.episode import Episode
 from training.store.episode_store import open_store

@@ -10,7 +10,8 @@ import pytest
 from tests.toy_store import TOY_ENV, toy_episode
 from training.collect import CollectConfig, collect
 from training.record import RecordEpisodes
-from training.store.episode_store import FIRST_EVALUATION_SEED, open_store
+from training.store.episode_store import open_store
+from wm_gym.seeds import FIRST_EVALUATION_SEED
 
 STEPS = 40
 

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from training.recording.config import RecordingOptions, policy_seed
+from training.recording.episode import RecordingOptions, policy_seed
 from training.recording.policies import Policy, make_policy
 from training.recording.recorder import make_rows
 from wm_gym.files import write_json

@@ -27,7 +27,7 @@ import numpy as np
 import tyro
 
 import wm_gym
-from training.recording.config import RecordingOptions, make_env, policy_seed
+from training.recording.episode import RecordingOptions, make_env, policy_seed
 from training.recording.policies import make_policy
 from wm_gym.files import write_json
 from wm_gym.provenance import command_arguments, package_versions, provenance

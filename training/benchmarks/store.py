@@ -23,7 +23,8 @@ import zarr
 from numcodecs.zstd import Zstd
 from tqdm import tqdm
 
-from training.collect import CollectConfig, collect
+from training.recording.config import CollectConfig
+from training.recording.workers import collect
 from training.store.episode_files import COMPRESSOR, FRAMES_PER_CHUNK
 from training.store.episode_store import EpisodeStore, open_store
 from training.store.tools import summarize

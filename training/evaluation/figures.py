@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from training.evaluation.intervals import Bootstrap, Estimate
 from training.evaluation.nearest_view import Places
+from wm_gym.statistics import Bootstrap, Estimate
 
 BIN = 25  # frames of a group, by length and by distance
 SLOPE_RANGE = (50, 400)  # frames back; the target of recall over distance is the change between the two

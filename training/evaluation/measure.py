@@ -13,12 +13,12 @@ from tqdm import tqdm
 from training.data.pose_input import model_poses
 from training.evaluation.figures import column_figures
 from training.evaluation.imagine import Dream, Dreamer
-from training.evaluation.intervals import NUM_RESAMPLES, Bootstrap
 from training.evaluation.nearest_view import Places, locate
 from training.evaluation.options import RecallOptions
 from training.evaluation.pose_drift import DEFINITION, drift_figures, drift_line
 from training.evaluation.quality import Metric, measure_frames, metrics
 from training.recording.rollouts import Rollouts
+from wm_gym.statistics import NUM_RESAMPLES, Bootstrap
 from wm_gym.world_model import WorldModel
 
 COPIES = ("copy_last", "copy_nearest")

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
-from training.collect import CollectConfig, collect
+from training.recording.config import CollectConfig
 from training.recording.frames import RecordingOptions
 from training.recording.rollouts import Rollouts, read_rollouts
+from training.recording.workers import collect
 from training.store.episode_store import open_store
 
 SPLIT = "test"

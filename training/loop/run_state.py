@@ -21,7 +21,7 @@ from training.loop.ema import ExponentialMovingAverage
 from training.objective.options.hooks import ActiveOptions
 from wm_gym.files import atomic_path
 from wm_gym.nn.config import nested_config
-from wm_gym.provenance import seed_ranges
+from wm_gym.seeds import seed_ranges
 
 FORMAT_NAME = "wm_gym.training_run"
 FORMAT_VERSION = 3

@@ -22,7 +22,8 @@ from training.objective.options.hooks import ActiveOptions
 from training.recipes import Recipe, Stage
 from wm_gym.checkpoint import load_checkpoint, save_checkpoint
 from wm_gym.nn.backbone import fused_kernels_fit
-from wm_gym.provenance import command_arguments, provenance, seed_ranges
+from wm_gym.provenance import command_arguments, provenance
+from wm_gym.seeds import seed_ranges
 from wm_gym.world_model import WorldModel, WorldModelConfig
 
 MAP_PREFIX = "backbone.map_memory."

@@ -26,7 +26,8 @@ from wm_gym.checkpoint import load_checkpoint, resolve_device, save_checkpoint
 from wm_gym.files import write_json
 from wm_gym.nn.config import NO_MAP, NO_ODOMETRY, OdometryConfig, WorldModelConfig
 from wm_gym.odometry.visual import VisualOdometry
-from wm_gym.provenance import provenance, seed_ranges
+from wm_gym.provenance import provenance
+from wm_gym.seeds import seed_ranges
 from wm_gym.world_model import WorldModel
 
 PREFIX, BY_MAP, BEARINGS = "odometry.", "by_map.", "bearings."

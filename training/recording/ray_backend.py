@@ -19,20 +19,18 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
-from training.recording.config import RecordingOptions, make_env, policy_seed, record_episode
+from training.recording.config import CollectConfig
+from training.recording.episode import RecordingOptions, make_env, policy_seed, record_episode
 from training.recording.policies import make_policy
 from training.recording.schedule import Schedule
 from training.store.episode import StoreHeader
 from training.store.episode_files import episode_name, rename_if_new, temporary_name
 from training.store.episode_store import EpisodeStore, EpisodeWriter, create_store
 from wm_gym.cluster import ray_cluster
-
-if TYPE_CHECKING:
-    from training.collect import CollectConfig
 
 # An episode with which so many recorders died is taken for the cause.
 MAX_ATTEMPTS = 3

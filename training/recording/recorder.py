@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import gymnasium as gym
 import zarr
 
-from training.recording.config import RunningEpisode, Step, make_env, policy_seed
+from training.recording.episode import RunningEpisode, Step, make_env, policy_seed
 from training.recording.frames import FrameSource, RecordingOptions
 from training.recording.policies import make_policy
 from training.store.episode_store import EpisodeWriter, open_store

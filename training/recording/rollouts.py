@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training.recording.config import make_env, policy_seed, record_episode
+from training.recording.episode import make_env, policy_seed, record_episode
 from training.recording.policies import make_policy
-from training.store.episode import FIRST_EVALUATION_SEED, Episode
+from training.store.episode import Episode
 from training.store.episode_store import open_store
+from wm_gym.seeds import FIRST_EVALUATION_SEED
 
 
 @dataclass(frozen=True)

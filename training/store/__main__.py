@@ -11,7 +11,7 @@ import tyro
 
 from training.store.episode_store import SPLITS, open_store
 from training.store.tools import choose_seeds, merge, move, problems, summarize
-from wm_gym.provenance import seed_ranges
+from wm_gym.seeds import seed_ranges
 
 Format = Literal["mp4", "lerobot", "memory-maze"]
 Split = Literal["train", "test", "eval"]

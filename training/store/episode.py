@@ -8,9 +8,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from wm_gym.seeds import FIRST_EVALUATION_SEED, MAX_SEED
+
 SPLITS = ("train", "test", "eval")
-FIRST_EVALUATION_SEED = 7_000_000
-MAX_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)

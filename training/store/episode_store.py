@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from training.store.episode import FIRST_EVALUATION_SEED, SPLITS, Episode, StoreHeader, check_episode, check_seed
+from training.store.episode import SPLITS, Episode, StoreHeader, check_episode, check_seed
 from training.store.episode_files import (
     ARRAYS,
     DAMAGE,
@@ -49,7 +49,6 @@ from training.store.frame_reader import FrameReader
 from wm_gym.spaces import space_from_json, space_to_json
 
 __all__ = [
-    "FIRST_EVALUATION_SEED",
     "SPLITS",
     "Episode",
     "EpisodeStore",

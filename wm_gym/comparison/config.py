@@ -8,7 +8,6 @@ from pathlib import Path
 DREAM_ID = "LSSVWM-MemoryMaze-v0"
 REAL_ID = "wm_gym/MemoryMaze-9x9-v0"
 DEFAULT_SEEDS = "7000000-7000007"
-MAX_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -66,17 +65,3 @@ class CompareConfig:
         for name, minimum in smallest.items():
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}.")
-
-
-def parse_seeds(text: str) -> list[int]:
-    """ "3-5,9" as [3, 4, 5, 9], each seed once. Raises ValueError for anything else."""
-    seeds: dict[int, None] = {}
-    for part in text.split(","):
-        first, dash, last = (piece.strip() for piece in part.partition("-"))
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ValueError(f"Seeds are numbers and ranges such as 7000000-7000007,7000100, got {text!r}.")
-        low, high = int(first), int(last or first)
-        if low > high or high > MAX_SEED:
-            raise ValueError(f"A range of seeds goes upward and ends at 2**32 - 1 at most, got {part!r}.")
-        seeds.update(dict.fromkeys(range(low, high + 1)))
-    return list(seeds)

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from wm_gym.checkpoint import resolve_device
-from wm_gym.comparison.config import DEFAULT_SEEDS, CompareConfig, parse_seeds
+from wm_gym.comparison.config import DEFAULT_SEEDS, CompareConfig
 from wm_gym.comparison.figures import Criteria, EpisodeFigures, episode_figures
 from wm_gym.comparison.identity import CheckpointIdentity, identify
 from wm_gym.comparison.lockstep import run_batch
@@ -32,6 +32,7 @@ from wm_gym.machine import hardware
 from wm_gym.policies.backtrack import Backtracker
 from wm_gym.policies.base import Policy, policy_seed
 from wm_gym.policies.loading import FunctionPolicy, Sb3Policy, load_policy
+from wm_gym.seeds import parse_seeds
 
 CPU_BATCH = 1
 GPU_BATCH = 16

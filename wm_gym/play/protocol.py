@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from wm_gym.seeds import MAX_SEED
+
 MAX_MESSAGE_BYTES = 1024
 MIN_FPS, MAX_FPS = 1.0, 60.0
-MAX_SEED = 2**32 - 1
 # Close codes: RFC 6455 and its registry, with a sentence as the reason.
 CLOSE_BAD_MESSAGE, CLOSE_FAILED, CLOSE_FULL = 1008, 1011, 1013
 

@@ -15,9 +15,9 @@ import numpy as np
 from wm_gym.comparison.metrics import psnr
 from wm_gym.play.world import Memento, World
 from wm_gym.policies.base import Navigator, Policy, RandomPolicy
+from wm_gym.seeds import FIRST_EVALUATION_SEED
 
 MAX_MOMENTS = 12  # each holds the memory of a dream: 32 MB for the packaged model
-FIRST_HELD_OUT_SEED = 7_000_000  # real episodes from here on are not for training
 END_OF_SEEDS = 2**32
 
 
@@ -209,7 +209,7 @@ class Session:
             yield self._picture("context", progress=(index, self._context_frames), env_seconds=real.step_seconds)
 
     def _draw_seed(self) -> int:
-        low, high = (0, FIRST_HELD_OUT_SEED) if self.recording else (FIRST_HELD_OUT_SEED, END_OF_SEEDS)
+        low, high = (0, FIRST_EVALUATION_SEED) if self.recording else (FIRST_EVALUATION_SEED, END_OF_SEEDS)
         return int(self._random.integers(low, high))
 
     def _info(self) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from agents.scoring.results import proportion95
 from agents.scoring.reward_figures import episode_result, ranges, reward_figures
 from wm_gym.comparison.record import Record
+from wm_gym.statistics import proportion95
 
 
 def result(dreamed, real, steps=120, seed=0):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from training.evaluation.figures import column_figures
-from training.evaluation.intervals import Bootstrap
 from training.evaluation.nearest_view import Places
+from wm_gym.statistics import Bootstrap
 
 NUM_CONTEXT, NUM_FRAMES = 400, 400
 

@@ -12,7 +12,7 @@ from tests.toy_store import TOY_ENV, make_toy_store, toy_episode, toy_header
 from training.collect import CollectConfig
 from training.evaluation.options import RecallOptions
 from training.evaluation.walks import recorded_walks, reversed_walks
-from training.recording.config import make_env
+from training.recording.episode import make_env
 from training.recording.frames import RecordingOptions
 from training.recording.policies import make_policy
 from training.store.episode_store import EpisodeWriter, create_store, open_store

@@ -18,8 +18,9 @@ import pytest
 
 from tests.toy_env import ToyMazeEnv
 from tests.toy_store import TOY_ENV, make_toy_store, toy_episode
-from training.collect import CollectConfig, Schedule, collect
+from training.collect import CollectConfig, collect
 from training.recording.ray_backend import _Recorders, add_files
+from training.recording.schedule import Schedule
 from training.store.episode_store import EpisodeStore, EpisodeWriter, open_store
 from training.store.tools import problems
 

@@ -15,7 +15,7 @@ from tests.toy_env import FORWARD
 from tests.toy_store import TOY_ENV
 from training import collect as collect_module
 from training.collect import CollectConfig, collect
-from training.recording.config import make_env, policy_seed, record_episode
+from training.recording.episode import make_env, policy_seed, record_episode
 from training.recording.frames import FrameSource, RecordingOptions, resize_frame
 from training.recording.policies import make_policy
 from training.store.episode_store import open_store

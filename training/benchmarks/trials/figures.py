@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from training.evaluation.intervals import Bootstrap
 from wm_gym.comparison.plots import load_matplotlib
 from wm_gym.files import atomic_path
+from wm_gym.statistics import Bootstrap
 
 BASELINE = "baseline"
 DIGITS = 3

@@ -13,7 +13,6 @@ import numpy as np
 
 from training.baselines.model import num_parameters
 from training.benchmarks.trials.world import ENV_ID
-from training.collect import CollectConfig, collect
 from training.evaluation.imagine import Dreamer
 from training.evaluation.nearest_view import locate
 from training.evaluation.options import Memory
@@ -21,11 +20,13 @@ from training.evaluation.reward_head import head_figures
 from training.evaluation.walks import recorded_walks
 from training.loop.run import RunArguments, train
 from training.recipes import Recipe
+from training.recording.config import CollectConfig
 from training.recording.rollouts import Rollouts
-from training.store.episode import FIRST_EVALUATION_SEED
+from training.recording.workers import collect
 from wm_gym.checkpoint import load_checkpoint
 from wm_gym.comparison.metrics import psnr
 from wm_gym.files import write_json
+from wm_gym.seeds import FIRST_EVALUATION_SEED
 from wm_gym.world_model import WorldModel
 
 ENV = f"training.benchmarks.trials.world:{ENV_ID}"

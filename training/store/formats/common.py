@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from training.store.episode import FIRST_EVALUATION_SEED, SPLITS, Episode
+from training.store.episode import SPLITS, Episode
 from training.store.episode_store import EpisodeStore
+from wm_gym.seeds import FIRST_EVALUATION_SEED
 
 METADATA_FILE = "wm_gym.json"
 

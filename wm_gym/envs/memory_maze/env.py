@@ -23,11 +23,11 @@ from wm_gym.envs.memory_maze.published import (
     draw_border,
     load_libraries,
 )
+from wm_gym.seeds import FIRST_EVALUATION_SEED
 
 IMPLEMENTATIONS = ("direct", "upstream")
 
 # Mazes from this seed on are kept for evaluation, so a reset without a seed draws below it.
-FIRST_EVALUATION_SEED = 7_000_000
 
 
 class MemoryMazeEnv(gym.Env[npt.NDArray[np.uint8], np.int64]):

@@ -9,7 +9,7 @@ from gymnasium.utils.env_checker import check_env
 
 from training.benchmarks.trials.measure import ENV, POLICY
 from training.benchmarks.trials.world import KEEP_TURNING, LAMP, NUM_PICTURES, TURN_LEFT, TURN_RIGHT
-from training.recording.config import make_env, policy_seed, record_episode
+from training.recording.episode import make_env, policy_seed, record_episode
 from training.recording.policies import make_policy
 
 

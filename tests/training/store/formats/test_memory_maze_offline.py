@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tests.toy_store import make_toy_store
-from training.store.episode_store import FIRST_EVALUATION_SEED
 from training.store.formats.memory_maze_offline import export_memory_maze, import_memory_maze
 from training.store.tools import differing_part, problems
+from wm_gym.seeds import FIRST_EVALUATION_SEED
 
 STEPS = 30
 NUM_TARGETS = 3

@@ -1,14 +1,17 @@
-"""Means over frames with the uncertainty that comes from having measured some mazes and not others."""
+"""Means and shares with 95% intervals over what was drawn independently: episodes, training seeds or mazes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 NUM_RESAMPLES = 2000
+NUM_RESAMPLES_OF_PROPORTIONS = 10_000
+Z95 = 1.959964  # standard normal
 
 
 @dataclass(frozen=True)
@@ -89,3 +92,38 @@ class Bootstrap:
 
 def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide(a, b, out=np.full_like(a, np.nan), where=b != 0)
+
+
+def interval95(values: Sequence[float]) -> list[float] | None:
+    """Student's 95% confidence interval of the mean; None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    from scipy.special import stdtrit  # of the extra "agents"
+
+    mean = math.fsum(values) / len(values)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    half = float(stdtrit(len(values) - 1, 0.975)) * deviation / math.sqrt(len(values))
+    return [mean - half, mean + half]
+
+
+def proportion95(parts: Sequence[int], wholes: Sequence[int]) -> list[float] | None:
+    """95% interval of sum(parts) / sum(wholes); None if there is nothing to count.
+
+    The hull of two: Wilson's (1927), which takes single rewards as independent and stays honest where all or none are
+    right, and the percentiles of resampled episodes, whose rewards may be right or wrong together.
+
+    Args:
+        parts, wholes: counts of each episode.
+    """
+    total = sum(wholes)
+    if total == 0:
+        return None
+    share = sum(parts) / total
+    centre = (share + Z95**2 / (2 * total)) / (1 + Z95**2 / total)
+    half = Z95 * math.sqrt(share * (1 - share) / total + Z95**2 / (4 * total**2)) / (1 + Z95**2 / total)
+    bounds = [centre - half, centre + half]
+    counts = np.array([parts, wholes], np.int64)
+    drawn = np.random.default_rng(0).integers(len(wholes), size=(NUM_RESAMPLES_OF_PROPORTIONS, len(wholes)))
+    sums = counts[:, drawn].sum(-1)
+    low, high = np.percentile(sums[0][sums[1] > 0] / sums[1][sums[1] > 0], (2.5, 97.5))
+    return [max(0.0, min(bounds[0], float(low))), min(1.0, max(bounds[1], float(high)))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.evaluation.intervals import Bootstrap
+from wm_gym.statistics import Bootstrap
 
 ALL = np.ones((1, 1, 1), np.bool_)
 
