@@ -159,7 +159,7 @@ def test_seed_ranges_cover_exactly_the_seeds() -> None:
 
 @pytest.mark.parametrize("text", ["", "5-3", "a-b", "1-2-3", "-4"])
 def test_malformed_seeds_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="numbers and ranges|goes upward"):
+    with pytest.raises(ValueError, match=r"numbers and ranges|goes upward"):
         parse_seeds(text)
 
 

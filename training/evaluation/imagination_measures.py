@@ -11,10 +11,10 @@ from torch import Tensor
 
 from training.evaluation.figures import BIN, listed
 from training.evaluation.frame_reader import FEATURES, FrameReader, frechet_distance, read_frames
-from training.evaluation.intervals import Bootstrap, Estimate
 from training.evaluation.nearest_view import locate
 from training.recording.rollouts import Rollouts
 from wm_gym.comparison.metrics import psnr, ssim
+from wm_gym.statistics import Bootstrap, Estimate
 
 FIRST = 30  # imagined step from which on a dream counts as on its own
 MARGIN = 20  # steps before the turn that a return leaves out: their two views are too close to each other
