@@ -43,12 +43,14 @@ class Line(gym.Env[np.ndarray, np.int64]):
         self.action_space = gym.spaces.Discrete(3)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Puts the agent somewhere on the line."""
         super().reset(seed=seed)
         self._cell = int(self.np_random.integers(NUM_CELLS))
         self._background = self.np_random.integers(0, 100, 3).astype(np.uint8)
         return self._observation(), {}
 
     def step(self, action: np.int64) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Moves the agent by one place at most."""
         self._cell = int(np.clip(self._cell + int(action) - 1, 0, NUM_CELLS - 1))
         return self._observation(), float(self._cell == NUM_CELLS - 1), False, False, {}
 

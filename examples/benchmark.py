@@ -140,6 +140,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
 
 
 def measure_latency_part(record: dict[str, Any], config: BenchConfig, sizes: Sizes, model: WorldModel) -> None:
+    """Times single dreams."""
     settings = LatencySettings(
         sizes.ages, sizes.ages_beyond, sizes.num_steps, config.latency_seconds, sizes.step_seconds
     )
@@ -148,6 +149,7 @@ def measure_latency_part(record: dict[str, Any], config: BenchConfig, sizes: Siz
 
 
 def measure_batch_part(record: dict[str, Any], config: BenchConfig, sizes: Sizes, model: WorldModel) -> None:
+    """Times batches of dreams."""
     settings = BatchSettings(sizes.batches, sizes.num_steps, config.batch_seconds, sizes.step_seconds)
     bandwidth = copy_bandwidth(model.device)
     part: dict[str, Any] = {"copy_bytes_per_second": round(bandwidth), "rows": []}
@@ -160,6 +162,7 @@ def measure_batch_part(record: dict[str, Any], config: BenchConfig, sizes: Sizes
 
 
 def measure_training_part(record: dict[str, Any], config: BenchConfig, sizes: Sizes, model: WorldModel) -> None:
+    """Times training."""
     settings = TrainingSettings(sizes.lengths, sizes.frames_per_step, min(sizes.num_steps, 10), sizes.step_seconds)
     # First the recipe, whose compilation must not inherit that of the lengths.
     part: dict[str, Any] = {"recipe": measure_recipe(sizes.recipe, model.device, settings), "rows": []}
@@ -182,11 +185,13 @@ def collect(
 
 
 def save(record: dict[str, Any], config: BenchConfig) -> None:
+    """Writes the record, if a file is wanted."""
     if config.out is not None:
         write_json(config.out, record)
 
 
 def main() -> None:
+    """The command."""
     config = tyro.cli(BenchConfig, prog="python examples/benchmark.py")
     record = run(config)
     print(tables(record))

@@ -35,6 +35,7 @@ class TwoRooms(gym.Env[np.ndarray, np.int64]):
         self.action_space = gym.spaces.Discrete(len(MOVES))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Puts the agent into one of the rooms."""
         super().reset(seed=seed)
         self._colors = self.np_random.integers(60, 200, (2, 3)).astype(np.uint8)
         self._door = int(self.np_random.integers(CELLS))
@@ -43,6 +44,7 @@ class TwoRooms(gym.Env[np.ndarray, np.int64]):
         return self._observation(), self._info()
 
     def step(self, action: np.int64) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Moves the agent by one cell, through the door too."""
         row, column = self._cell + MOVES[action]
         through_door = row == self._door and column == (CELLS if self._room == 0 else -1)
         if through_door:

@@ -84,7 +84,6 @@ COMMANDS: tuple[str, ...] = (
             "evaluate",
             "make_clips",
             "probe",
-            "record",
             "table",
             "train",
         ]

@@ -65,6 +65,7 @@ class StoreEpisodes:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
     arguments = tyro.cli(Arguments, args=argv, prog="python -m training.compare", description=__doc__)
     try:
         run_compare(arguments.compare, StoreEpisodes(open_store(arguments.data), arguments.split))

@@ -297,6 +297,7 @@ def _rounded(values: np.ndarray | np.floating[Any]) -> Any:
 
 
 def print_table(figures: dict[str, Any]) -> None:
+    """Prints the figures of a record."""
     frame = figures["frame"]
     print(f"{len(figures['seeds'])} mazes of {figures['env_id']}, {figures['context']} context frames")
     print(f"{'dreamed frame':>14} {'PSNR':>7} {'copy last':>10}")
@@ -310,6 +311,7 @@ def print_table(figures: dict[str, Any]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """The command; an error that a user can mend is one sentence."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         arguments = tyro.cli(Arguments, args=argv, prog="python -m training.evaluate", description=__doc__)

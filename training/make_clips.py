@@ -121,6 +121,7 @@ def record_clips(config: MakeClips) -> wm_gym.Clips:
 
 
 def main(config: MakeClips) -> None:
+    """Writes the clips that a configuration asks for."""
     if config.data is None:
         if config.before_rewards is not None:
             raise ValueError("before_rewards chooses from recorded episodes: give --data.")

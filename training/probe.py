@@ -32,7 +32,7 @@ from training.probes.readouts import Around, Reading, Readout, reading_of
 from training.probes.samples import read_moments
 from training.recording.rollouts import check_held_out
 from training.store.episode_store import open_store
-from wm_gym.checkpoint import load_checkpoint, resolve_device
+from wm_gym.checkpoint import Checkpoint, load_checkpoint, resolve_device
 from wm_gym.files import write_json
 from wm_gym.provenance import provenance
 from wm_gym.seeds import parse_seeds, seed_ranges
@@ -82,34 +82,19 @@ def probe_checkpoint(arguments: ProbeArguments, argv: Sequence[str]) -> dict[str
             than Memory Maze.
         RuntimeError: a process that records died; finished walks are kept.
     """
-    checkpoint = load_checkpoint(arguments.checkpoint)
+    checkpoint, model = _load(arguments)
     seeds = parse_seeds(arguments.seeds)
     check_held_out(seeds, checkpoint.metadata.get("training_seeds", []))
     test, validation, training = split_mazes(len(seeds), arguments.test_fraction, arguments.validation_fraction)
     env_id = arguments.env or checkpoint.metadata.get("env_id")
     if env_id is None:
         raise ValueError("The checkpoint does not name its environment; give --env.")
-    device = arguments.device if arguments.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    if model_type(checkpoint.config) is not WorldModel:
-        raise ValueError("Probes read SSM states of our own models; the checkpoint is a baseline.")
-    model = WorldModel.from_weights(checkpoint.config, checkpoint.tensors, resolve_device(device), arguments.checkpoint)
-    if model.config.has_poses and model.config.pose.kind != "planar":
-        raise ValueError(
-            "The checkpoint is given poses as they are recorded; a probe of what it knows of places would read them."
-        )
     arguments, reading = settled(arguments, model.config)
     if arguments.moments < 1 or arguments.context < 2 * arguments.moments:
         raise ValueError(f"{arguments.moments} moments do not fit into a context of {arguments.context} frames.")
     path = arguments.rollouts or arguments.out.with_name(f"{arguments.out.stem}_rollouts")
-    walks = recorded_walks(
-        path,
-        env_id,
-        arguments.policy,
-        seeds,
-        arguments.context,
-        workers=arguments.workers,
-        envs_per_worker=arguments.envs_per_worker,
-    )
+    frames, of_workers = arguments.context, (arguments.workers, arguments.envs_per_worker)
+    walks = recorded_walks(path, env_id, arguments.policy, seeds, frames, None, *of_workers)
     store = open_store(path)
     mazes = [maze_of(store.attributes(seed, SPLIT), seed) for seed in walks.seeds]
     lengths = [len(part) + int(part[0]) for part in np.array_split(np.arange(arguments.context), arguments.moments)]
@@ -144,6 +129,20 @@ def probe_checkpoint(arguments: ProbeArguments, argv: Sequence[str]) -> dict[str
         },
         **provenance("training.probe", argv),
     }
+
+
+def _load(arguments: ProbeArguments) -> tuple[Checkpoint, WorldModel]:
+    """The checkpoint and its model, if probes can read it."""
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    device = arguments.device if arguments.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    if model_type(checkpoint.config) is not WorldModel:
+        raise ValueError("Probes read SSM states of our own models; the checkpoint is a baseline.")
+    model = WorldModel.from_weights(checkpoint.config, checkpoint.tensors, resolve_device(device), arguments.checkpoint)
+    if model.config.has_poses and model.config.pose.kind != "planar":
+        raise ValueError(
+            "The checkpoint is given poses as they are recorded; a probe of what it knows of places would read them."
+        )
+    return checkpoint, model
 
 
 def _definitions(reading: Reading) -> dict[str, str]:
@@ -235,6 +234,7 @@ def _split(estimate: Estimate) -> dict[str, Any]:
 
 
 def print_table(record: dict[str, Any]) -> None:
+    """Prints the figures of a record."""
     print(f"{record['num_mazes']['test']} test mazes, after {record['context']} frames (all / seen / unseen)")
     for name, figures in record["columns"].items():
         parts = [" / ".join(_short(figures[what][part]) for part in figures[what]) for what in ("walls", "objects")]
@@ -246,6 +246,7 @@ def _short(figure: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """The command; an error that a user can mend is one sentence."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         arguments = tyro.cli(ProbeArguments, args=argv, prog="python -m training.probe", description=__doc__)

@@ -76,10 +76,12 @@ class Recipe:
             )
 
     def progress(self, step: int, elapsed_minutes: float) -> float:
+        """The finished part of the run in [0, 1], by steps or by wall clock, whichever is ahead."""
         by_clock = elapsed_minutes / self.max_minutes if self.max_minutes > 0 else 0.0
         return min(max(step / self.steps, by_clock), 1.0)
 
     def stage_at(self, progress: float) -> Stage:
+        """The stage of the curriculum at a progress in [0, 1]."""
         end = 0.0
         for stage in self.stages:
             end += stage.fraction

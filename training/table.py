@@ -216,6 +216,7 @@ def _frames(frames: int) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         arguments = tyro.cli(TableArguments, args=argv, prog="python -m training.table", description=__doc__)

@@ -24,6 +24,7 @@ class Context:
 
     @property
     def num_frames(self) -> int:
+        """Frames of the context, T."""
         return len(self.frames)
 
 

@@ -39,6 +39,7 @@ class Film:
 
     @property
     def num_context_frames(self) -> int:
+        """Frames of the context."""
         return len(self.real) - len(self.dream)
 
 

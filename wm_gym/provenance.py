@@ -54,10 +54,12 @@ def hardware() -> str:
 
 
 def package_versions() -> dict[str, str]:
+    """Versions of the packages that results depend on, by name."""
     return versions(PACKAGES)
 
 
 def command_arguments() -> list[str]:
+    """The arguments that this process was started with."""
     return sys.argv[1:]
 
 

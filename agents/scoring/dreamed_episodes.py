@@ -50,6 +50,7 @@ class EpisodeLog:
     def add(
         self, frame: Any, reward: Any, terminated: Any, truncated: Any, action: Any = None, likely: Any = None
     ) -> None:
+        """Adds a step, and the action that is taken next."""
         self.actions.append(action)
         self._likely.append(likely)
         self.frames.append(np.array(frame))
@@ -57,9 +58,11 @@ class EpisodeLog:
         self.end = "terminated" if terminated else "truncated" if truncated else ""
 
     def episode(self) -> Episode:
+        """The episode so far."""
         return Episode(np.stack(self.frames), np.array(self._rewards), self.end)
 
     def dreamed(self, action_space: gym.Space[Any]) -> Dreamed:
+        """The episode so far, with the actions and poses of its dream."""
         actions = np.array(self.actions, action_space.dtype)
         poses = np.stack(self.poses) if self.poses else None
         return Dreamed(actions, self.episode(), np.array(self._likely, np.float64), poses)

@@ -40,6 +40,7 @@ class BaselineConfig(WorldModelConfig):
 
     @property
     def num_layers(self) -> int:
+        """Number of layers."""
         return len(self.block_sizes)
 
 

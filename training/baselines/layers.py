@@ -43,6 +43,7 @@ class TransformerLayer(nn.Module):
         _start_small(config, self.attention.out_proj, self.feed_forward[-1])
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> KVState:
+        """The empty cache of a layer."""
         shape = (batch_size, self.attention.capacity(0), *self.heads_shape)
         return KVState(*(torch.zeros(shape, device=device, dtype=dtype) for _ in range(2)))
 
@@ -65,11 +66,13 @@ class TransformerLayer(nn.Module):
     def before_attention(
         self, tokens: Tokens, condition: Condition, rotary: Rotary
     ) -> tuple[Heads, Heads, Heads, Tensor]:
+        """Projects tokens to queries, keys and values, and returns the modulation too."""
         modulation = self.modulation(condition)[:, :, None, None]
         shift, scale = modulation.chunk(6, dim=-1)[:2]
         return *self.attention.project(modulate(tokens, shift, scale), rotary), modulation
 
     def after_attention(self, tokens: Tokens, y: Heads, modulation: Tensor) -> Tokens:
+        """Adds the attention's result `y`, and then the feed-forward part, to the tokens."""
         _, _, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
         tokens = tokens + (1 + gate1) * self.attention.out_proj(y.reshape(tokens.shape))
         return tokens + (1 + gate2) * self.feed_forward(modulate(tokens, shift2, scale2))
@@ -87,6 +90,7 @@ class MambaLayer(nn.Module):
         _start_small(config, self.scan.out_proj, self.feed_forward[-1])
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:
+        """The empty states of a layer."""
         return LayerState(
             torch.zeros(batch_size, 1, *self.heads_shape, device=device),
             torch.zeros(batch_size, 1, CONV_TAPS - 1, self.scan.mixed, device=device, dtype=dtype),

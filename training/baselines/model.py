@@ -43,6 +43,7 @@ class BaselineBackbone(Backbone):
         self.use_fused_kernels = False  # they are those of our layers; `training.loop.step` compiles these instead
 
     def make_layers(self) -> list[nn.Module]:
+        """The layers that the architecture has."""
         assert isinstance(self.config, BaselineConfig), "a baseline is built from a BaselineConfig"
         self.architecture: Architecture = self.config.architecture
         layer = MambaLayer if self.architecture == "mamba2" else TransformerLayer

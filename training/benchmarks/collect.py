@@ -171,6 +171,7 @@ def measure(config: BenchConfig, implementation: Literal["direct", "upstream"]) 
 
 
 def run(config: BenchConfig) -> dict[str, Any]:
+    """Times the cases and returns their record."""
     for name in ("episodes", "workers", "envs_per_worker"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}.")
@@ -196,6 +197,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
 
 
 def main() -> None:
+    """The command."""
     config = tyro.cli(BenchConfig, prog="python -m training.benchmarks.collect")
     record = {**provenance("training.benchmarks.collect", command_arguments()), **run(config)}
     print(json.dumps(record, indent=2))

@@ -224,6 +224,7 @@ def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
 
 
 def main() -> None:
+    """The command."""
     config = tyro.cli(ExactnessConfig, prog="python -m training.benchmarks.exactness")
     record = run(config)
     print({name: record[name] for name in ("episodes", "whole_episodes", "steps", "rewards", "different")})

@@ -120,6 +120,7 @@ def _synchronize(device: str) -> None:
 
 
 def main() -> None:
+    """The command."""
     config = tyro.cli(BenchConfig, prog="python -m training.benchmarks.loader")
     record = {**provenance("training.benchmarks.loader", command_arguments()), **run(config)}
     print(json.dumps(record, indent=2))

@@ -89,6 +89,7 @@ class Measured:
 
 
 def main(config: BenchPlay) -> None:
+    """The command."""
     load_before = os.getloadavg()
     with server(config) as port, connect(f"ws://127.0.0.1:{port}/play", proxy=None) as socket:
         actions, passes = start(socket)

@@ -57,6 +57,8 @@ class BenchConfig:
 
 
 class Case(NamedTuple):
+    """How many processes draw how many mazes each, and in which way."""
+
     processes: int
     mazes: int  # of each process
     way: str
@@ -96,9 +98,11 @@ class Mazes:
         return frames, elapsed, dict(self.seconds)
 
     def close(self) -> None:
+        """Closes the mazes."""
         self._env.close()
 
     def alone(self, wait: bool = False) -> int:
+        """Steps, draws and reads maze after maze; returns the number of frames, as all ways do."""
         for maze in self._mazes:
             self._step(maze)
             context = self._draw(maze)
@@ -108,9 +112,11 @@ class Mazes:
         return len(self._mazes)
 
     def finish(self) -> int:
+        """As `alone`, and waits for the GPU before each frame is read."""
         return self.alone(wait=True)
 
     def batch(self) -> int:
+        """Draws all mazes before the first is read."""
         for maze in self._mazes:
             self._step(maze)
         contexts = [self._draw(maze) for maze in self._mazes]
@@ -119,6 +125,7 @@ class Mazes:
         return len(self._mazes)
 
     def together(self) -> int:
+        """Draws all mazes and reads them at once."""
         for maze in self._mazes:
             self._step(maze)
         contexts = [self._draw(maze) for maze in self._mazes]
@@ -130,6 +137,7 @@ class Mazes:
         return len(self._mazes)
 
     def draw(self) -> int:
+        """Draws and reads nothing."""
         for _ in range(DRAWS):
             for maze in self._mazes:
                 self._draw(maze)
@@ -137,6 +145,7 @@ class Mazes:
         return DRAWS * len(self._mazes)
 
     def step(self) -> int:
+        """Steps and draws nothing."""
         for maze in self._mazes:
             self._step(maze)
         return len(self._mazes)
@@ -224,6 +233,7 @@ def _measure(case: Case, connections: list[Connection], seconds: float) -> dict[
 
 
 def main() -> None:
+    """The command."""
     config = tyro.cli(BenchConfig, prog="python -m training.benchmarks.render")
     record = {**provenance("training.benchmarks.render", command_arguments()), **run(config)}
     if config.out is not None:

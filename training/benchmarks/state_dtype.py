@@ -87,6 +87,7 @@ def read_contexts(model: WorldModel, config: StateDtypeConfig) -> ModelState:
 
 
 def settings(config: StateDtypeConfig) -> dict[str, Any]:
+    """The settings that go into the record."""
     return {name: getattr(config, name) for name in ("device", "dreams", "steps", "num_denoising_steps", "seed")}
 
 
@@ -139,6 +140,7 @@ def sharpness(output: StepOutput) -> Tensor:
 
 
 def main() -> None:
+    """The command."""
     config = tyro.cli(StateDtypeConfig)
     try:
         result = run(config)

@@ -185,6 +185,7 @@ def profile(graph: StepGraph, model: WorldModel) -> list[dict[str, Any]]:
 
 
 def print_profile(rows: list[dict[str, Any]], batch: int) -> None:
+    """Prints the kernels that take most of the time."""
     total, launches = sum(row["us"] for row in rows), sum(row["launches"] for row in rows)
     print(f"\n{batch} dream(s): {launches:.0f} kernels, {total:.0f} us")
     for row in rows[:30]:
@@ -271,6 +272,7 @@ def _ms(seconds: Any) -> float:
 
 
 def main() -> None:
+    """The command."""
     config = tyro.cli(BenchConfig, prog="python -m training.benchmarks.step")
     record = {**provenance("training.benchmarks.step", command_arguments()), **run(config)}
     if config.out is not None:

@@ -116,14 +116,17 @@ def scan(draw: Draw, block_size: int, state_dtype: str, groups: int) -> Case:
 
 
 def indices(batch: int) -> Tensor:
+    """Row numbers, int64 ``[batch]``."""
     return torch.arange(batch, device="cuda")
 
 
 def full_rings(batch: int) -> dict[str, Any]:
+    """Arguments of dreams whose windows are full."""
     return {"num_cached": 8 + indices(batch)}
 
 
 def size(tensor: Tensor) -> int:
+    """Bytes of a tensor."""
     return tensor.numel() * tensor.element_size()
 
 
@@ -179,6 +182,7 @@ def measure(case: Case, batch: int, config: BenchStepOps) -> dict[str, Any]:
 
 
 def main(config: BenchStepOps) -> None:
+    """The command."""
     if not torch.cuda.is_available():
         raise SystemExit("There is no CUDA device; this measures the kernels on one.")
     torch.set_grad_enabled(False)

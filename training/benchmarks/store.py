@@ -60,6 +60,7 @@ Window = tuple[int, int, int]  # episode, first frame, end
 
 
 def main(config: BenchStore) -> None:
+    """The command."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         path = config.store

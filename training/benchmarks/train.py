@@ -74,6 +74,7 @@ VARIANTS: dict[str, Callable[[WorldModel], None]] = {
 
 
 def main(config: BenchTrain) -> None:
+    """The command."""
     if not torch.cuda.is_available():
         raise SystemExit("training.benchmarks.train needs a CUDA device.")
     recipe = make_recipe(config.recipe)
@@ -203,6 +204,7 @@ def measure(recipe: Recipe, stage: Stage, variant: str, config: BenchTrain) -> t
 
 
 def random_batch(recipe: Recipe, stage: Stage, device: torch.device) -> Batch:
+    """A batch of noise, of the shapes of real data."""
     c = recipe.model
     shape, transitions = (stage.batch_size, stage.length), (stage.batch_size, stage.length - 1)
     return Batch(

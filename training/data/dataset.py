@@ -105,10 +105,12 @@ class EpisodeDataset:
 
     @property
     def num_episodes(self) -> int:
+        """Number of episodes."""
         return len(self._places)
 
     @property
     def num_frames(self) -> int:
+        """Number of frames of all episodes."""
         return self._num_frames
 
     @property

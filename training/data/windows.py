@@ -20,10 +20,12 @@ class Place(NamedTuple):
 
     @property
     def frames(self) -> slice:
+        """The rows of its frames."""
         return slice(self.first_frame, self.first_frame + self.num_frames)
 
     @property
     def transitions(self) -> slice:
+        """The rows of its transitions."""
         return slice(self.first_transition, self.first_transition + self.num_frames - 1)
 
 

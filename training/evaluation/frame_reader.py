@@ -147,6 +147,7 @@ def save_reader(reader: FrameReader, path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
     arguments = tyro.cli(Arguments, args=argv, prog="python -m training.evaluation.frame_reader", description=__doc__)
     try:
         save_reader(train_reader(arguments), arguments.out)

@@ -29,6 +29,7 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
+        """Whether this process writes files and speaks."""
         return self.rank == 0
 
     def largest(self, values: list[float]) -> list[float]:
@@ -67,6 +68,7 @@ class Processes:
         return objects[0]
 
     def barrier(self) -> None:
+        """Waits until all processes are here."""
         if self.cpu_group is not None:
             dist.barrier(group=self.cpu_group)
 

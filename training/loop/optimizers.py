@@ -53,6 +53,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self._adamw.param_groups, self._adamw.state = self.param_groups[1:], self.state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave; see `torch.optim.Optimizer`."""
         super().load_state_dict(state_dict)
         self._share()
 

@@ -187,6 +187,7 @@ class MetricSums:
         self._bad_step = torch.full((), -1, device=device)
 
     def add(self, metrics: Metrics, step: int) -> None:
+        """Adds the metrics of a step, sums and counts, without waiting for the device."""
         values = torch.stack([metric.detach().float() for metric in metrics.values()])
         # The gradient is averaged over all processes, so its norm tells each of them about a failure in any.
         is_bad = ~metrics["gradient_norm"].isfinite().all() & (self._bad_step < 0)

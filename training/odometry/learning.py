@@ -53,7 +53,9 @@ class OdometryTraining:
 class WindowSource(Protocol):
     """An `EpisodeDataset`, or what gives windows as it does."""
 
-    def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Batch: ...
+    def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Batch:
+        """Draws `batch_size` windows of `length` frames."""
+        ...
 
 
 def train_odometry(
@@ -87,11 +89,19 @@ class Schedule(Protocol):
     """How long something is trained, and how fast."""
 
     @property
-    def steps(self) -> int: ...  # at most
+    def steps(self) -> int:
+        """Steps at most."""
+        ...
+
     @property
-    def minutes(self) -> float | None: ...  # ends before, with the whole schedule of the learning rate
+    def minutes(self) -> float | None:
+        """Minutes at most, with the whole schedule of the learning rate; None: any time."""
+        ...
+
     @property
-    def learning_rate(self) -> float: ...
+    def learning_rate(self) -> float:
+        """Highest learning rate."""
+        ...
 
 
 def minimise(

@@ -94,18 +94,23 @@ class StatesReading(Reading):
 
     @property
     def tells_pose(self) -> bool:
+        """Whether probes are given the agent's pose: for positions around the start."""
         return self.around == "start"
 
     def note(self, model: WorldModel, walk: Walk, lengths: list[int]) -> Note:
+        """Notes all SSM states."""
         return ssm_states
 
     def beside(self, model: WorldModel, walk: Walk, lengths: list[int], note: Note, state: Noted) -> dict[str, Noted]:
+        """The last frames."""
         return {"last_frame": {length: (walk.frames[:, length - 1].to(model.device),) for length in lengths}}
 
     def probe(self, data: ProbeData, options: ProbeTraining) -> AnyProbe:
+        """An MLP over bilinear forms of the states."""
         return Probe(data, options)
 
     def definitions(self) -> dict[str, str]:
+        """See `Reading.definitions`."""
         return {
             "around": "start: positions around, and directions of, the first frame; probes are told the agent's pose",
             "readout": "states: a small MLP reads bilinear forms of all SSM states",
@@ -126,6 +131,7 @@ class AskedReading(Reading):
             raise ValueError("Only a model of planar poses that hides noise can be asked; take --readout states.")
 
     def note(self, model: WorldModel, walk: Walk, lengths: list[int]) -> Note:
+        """Notes what the model answers at the poses of its way back."""
         num_views = min(NUM_VIEWS, lengths[0])
 
         def note(state: ModelState, rows: Tensor, length: int) -> tuple[Tensor, ...]:
@@ -136,13 +142,16 @@ class AskedReading(Reading):
         return note
 
     def beside(self, model: WorldModel, walk: Walk, lengths: list[int], note: Note, state: Noted) -> dict[str, Noted]:
+        """The memory of the last frame alone, and the poses alone."""
         path = {length: (torch.zeros_like(views), posed) for length, (views, posed) in state.items()}
         return {"last_frame": _after_last(1, model, walk, lengths, note), "path": path}
 
     def probe(self, data: ProbeData, options: ProbeTraining) -> AnyProbe:
+        """A small network that is the same at all positions."""
         return AskedProbe(data, options)
 
     def definitions(self) -> dict[str, str]:
+        """See `Reading.definitions`."""
         return {
             "around": "start: positions around, and directions of, the first frame",
             "readout": "asked: the frozen network is told all poses of its walk again, in reverse, each with a frame "
@@ -166,9 +175,12 @@ class MapReading(Reading):
             raise ValueError("The checkpoint keeps no map (map.size is 0); take --readout states or asked.")
 
     def inputs(self, model: WorldModel, walk: Walk, lengths: list[int]) -> dict[str, Noted]:
+        """See `Reading.inputs`; the first layers alone write the map."""
         return super().inputs(map_part(model), walk, lengths)
 
     def note(self, model: WorldModel, walk: Walk, lengths: list[int]) -> Note:
+        """Notes the map and the pose that positions are around."""
+
         def note(state: ModelState, rows: Tensor, length: int) -> tuple[Tensor, ...]:
             assert walk.poses is not None
             place_map = written_map(model, state)
@@ -178,6 +190,7 @@ class MapReading(Reading):
         return note
 
     def beside(self, model: WorldModel, walk: Walk, lengths: list[int], note: Note, state: Noted) -> dict[str, Noted]:
+        """The map of the last frame alone, and how much was written alone."""
         weights = {
             length: (place_map * (torch.arange(place_map.shape[2]) == self.config.map.width).to(place_map), seats)
             for length, (place_map, seats) in state.items()
@@ -185,9 +198,11 @@ class MapReading(Reading):
         return {"last_frame": _after_last(1, model, walk, lengths, note), "weights": weights}
 
     def probe(self, data: ProbeData, options: ProbeTraining) -> AnyProbe:
+        """A small network that is the same at all positions."""
         return MapProbe(data, options, self.config.map.cell)
 
     def definitions(self) -> dict[str, str]:
+        """See `Reading.definitions`."""
         return {
             "around": "start: positions around, and directions of, the first frame",
             "readout": "map: one small network, the same at all positions, reads what the frozen network has written "

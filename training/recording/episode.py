@@ -86,6 +86,7 @@ class EpisodeBuilder:
 
     @property
     def num_frames(self) -> int:
+        """Frames so far."""
         return len(self._frames)
 
     def action(self, action: Any) -> Any:

@@ -51,6 +51,7 @@ class RecordingOptions:
 
     @classmethod
     def from_json(cls, options: dict[str, Any]) -> RecordingOptions:
+        """Inverse of `to_json`."""
         return cls(options.get("obs_key"), options.get("resize"), json.dumps(options.get("env_kwargs", {})))
 
 

@@ -25,13 +25,21 @@ class _CollectorGone(Exception):
 class Rows(Protocol):
     """Environments of one kind, each with its own episodes; `env(row)` is to be read only."""
 
-    def env(self, row: int) -> gym.Env[Any, Any]: ...
+    def env(self, row: int) -> gym.Env[Any, Any]:
+        """The environment of a row."""
+        ...
 
-    def reset(self, row: int, seed: int) -> tuple[Any, dict[str, Any]]: ...
+    def reset(self, row: int, seed: int) -> tuple[Any, dict[str, Any]]:
+        """Begins an episode in a row; returns observation and info."""
+        ...
 
-    def step(self, actions: Mapping[int, Any]) -> dict[int, Step]: ...
+    def step(self, actions: Mapping[int, Any]) -> dict[int, Step]:
+        """Takes one action in each of the given rows; returns what `env.step` gives, by row."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Closes all environments."""
+        ...
 
 
 class SeparateRows:
@@ -41,15 +49,19 @@ class SeparateRows:
         self._envs = envs
 
     def env(self, row: int) -> gym.Env[Any, Any]:
+        """The environment of a row."""
         return self._envs[row]
 
     def reset(self, row: int, seed: int) -> tuple[Any, dict[str, Any]]:
+        """Begins an episode in a row; returns observation and info."""
         return self._envs[row].reset(seed=seed)
 
     def step(self, actions: Mapping[int, Any]) -> dict[int, Step]:
+        """Takes the actions one after the other."""
         return {row: self._envs[row].step(action) for row, action in actions.items()}
 
     def close(self) -> None:
+        """Closes all environments."""
         for env in self._envs:
             env.close()
 
@@ -66,15 +78,19 @@ class JointRows:
         self._rows, self._env = rows, env
 
     def env(self, row: int) -> gym.Env[Any, Any]:
+        """The single environment, which has the spaces of every row."""
         return self._env
 
     def reset(self, row: int, seed: int) -> tuple[Any, dict[str, Any]]:
+        """Begins an episode in a row; returns observation and info."""
         return self._rows.reset_row(row, seed)
 
     def step(self, actions: Mapping[int, Any]) -> dict[int, Step]:
+        """Takes the actions together."""
         return self._rows.step_rows(actions)
 
     def close(self) -> None:
+        """Closes all environments."""
         self._rows.close()
         self._env.close()
 

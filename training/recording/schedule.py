@@ -35,6 +35,7 @@ class Claims:
         return True
 
     def release(self, seed: int) -> None:
+        """Gives a claim up."""
         with contextlib.suppress(OSError):  # of a file system without locks
             fcntl.lockf(self._file, fcntl.LOCK_UN, 1, seed)
 
@@ -81,10 +82,12 @@ class Schedule:
 
     @property
     def done(self) -> bool:
+        """Whether all frames are recorded."""
         return not self._running and not self._elsewhere and self.finished_frames >= self._num_frames
 
     @property
     def waits_for_others(self) -> bool:
+        """Whether another collector records what is missing."""
         return bool(self._elsewhere)
 
     def next_seed(self) -> int | None:
@@ -105,6 +108,7 @@ class Schedule:
         return None
 
     def finish(self, seed: int, num_frames: int) -> None:
+        """Counts an episode of `num_frames` frames as recorded."""
         self._running.remove(seed)
         self.num_recorded += 1
         self._count(num_frames)

@@ -25,6 +25,7 @@ class Info:
     """The store."""
 
     def run(self) -> int:
+        """Prints what a store holds."""
         store = open_store(self.path)
         header = store.header
         lines = {
@@ -67,6 +68,7 @@ class Validate:
     """The store."""
 
     def run(self) -> int:
+        """Checks the episodes of a store and prints what is wrong."""
         store = open_store(self.path)
         found = 0
         for problem in problems(store):
@@ -88,6 +90,7 @@ class Merge:
     """The store that receives them."""
 
     def run(self) -> int:
+        """Copies the episodes of several stores into one."""
         store = merge(self.paths, self.out)
         totals = ", ".join(f"{len(seeds)} in {split}" for split in SPLITS if (seeds := store.seeds(split)))
         print(f"{self.out}: episodes {totals or 'none'}.")
@@ -110,6 +113,7 @@ class MoveSplit:
     """About this part of the source, by a hash of the seed: the choice stays when the store grows."""
 
     def run(self) -> int:
+        """Moves episodes to another split."""
         if bool(self.seeds) == (self.fraction is not None):
             raise ValueError("Give either --seeds or --fraction.")
         store = open_store(self.path)
@@ -136,6 +140,7 @@ class Export:
     """Frames per second of videos and timestamps."""
 
     def run(self) -> int:
+        """Writes episodes in another format."""
         store = open_store(self.path)
         if self.format == "lerobot":
             from training.store.formats.lerobot import export_lerobot
@@ -175,6 +180,7 @@ class Import:
     """Seed of the first episode, where the format does not tell it; None means the first that the split allows."""
 
     def run(self) -> int:
+        """Reads episodes of another format into a store."""
         if self.format == "lerobot":
             from training.store.formats.lerobot import import_lerobot
 
@@ -203,6 +209,7 @@ Command = (
 
 
 def main() -> None:
+    """The command; an error that a user can mend is one sentence."""
     command = tyro.cli(Command, prog="python -m training.store")  # type: ignore[arg-type]
     try:
         sys.exit(command.run())

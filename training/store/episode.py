@@ -53,6 +53,7 @@ class StoreHeader:
 
     @property
     def action_dtype(self) -> np.dtype:
+        """The dtype of stored actions: int64 or float32."""
         return np.dtype(np.int64 if isinstance(self.action_space, gym.spaces.Discrete) else np.float32)
 
 
@@ -71,6 +72,7 @@ class Episode:
 
     @property
     def num_frames(self) -> int:
+        """Frames of the episode, one more than its actions."""
         return len(self.frames)
 
 

@@ -35,6 +35,7 @@ DAMAGE = (ArithmeticError, AssertionError, AttributeError, LookupError, OSError,
 
 
 def write_arrays(path: Path, episode: Episode) -> None:
+    """Writes the arrays and attributes of an episode into the folder `path`."""
     attributes = {**episode.attributes, "seed": int(episode.seed), "num_frames": episode.num_frames}
     group = zarr.create_group(path, attributes=attributes)
     num_chunks = -(-episode.num_frames // FRAMES_PER_CHUNK)
@@ -79,6 +80,7 @@ def read_array(path: Path) -> np.ndarray:
 
 
 def read_all_frames(path: Path, out: np.ndarray | None) -> np.ndarray:
+    """All frames of an array, uint8 ``[T, H, W, C]``, in `out` if it is given; ValueError names a damaged file."""
     with naming(path.name):
         reader = FrameReader(path)
         return reader.read(0, reader.shape[0], out)
@@ -86,6 +88,7 @@ def read_all_frames(path: Path, out: np.ndarray | None) -> np.ndarray:
 
 @contextmanager
 def naming(array: str) -> Iterator[None]:
+    """Makes of whatever a damaged file raises a ValueError that names the array."""
     try:
         yield
     except DAMAGE as error:
@@ -94,6 +97,7 @@ def naming(array: str) -> Iterator[None]:
 
 @contextmanager
 def damage_as_value_error(path: Path) -> Iterator[None]:
+    """Makes of whatever a damaged episode raises a ValueError that says what to do."""
     try:
         yield
     except DAMAGE as error:
@@ -112,6 +116,7 @@ def rename_if_new(source: Path, target: Path) -> bool:
 
 
 def episode_name(seed: int) -> str:
+    """The name of the folder of a seed's episode."""
     return f"episode_{seed:010d}"
 
 

@@ -74,11 +74,13 @@ class EpisodeStore:
         self._readers: dict[Path, FrameReader] = {}
 
     def split_path(self, split: str) -> Path:
+        """The folder of a split."""
         if split not in SPLITS:
             raise ValueError(f"A split is one of {', '.join(SPLITS)}, got {split!r}.")
         return self.path / split
 
     def episode_path(self, seed: int, split: str = "train") -> Path:
+        """The folder of an episode."""
         return self.split_path(split) / episode_name(seed)
 
     def seeds(self, split: str = "train") -> list[int]:

@@ -31,6 +31,7 @@ class SplitSummary:
 
     @property
     def num_episodes(self) -> int:
+        """Number of episodes."""
         return len(self.seeds)
 
 

@@ -42,10 +42,12 @@ class Record:
 
     @property
     def num_steps(self) -> int:
+        """Steps of the episode after the context."""
         return len(self.frames)
 
     @property
     def num_context_frames(self) -> int:
+        """Frames of the context."""
         return len(self.reference_frames) - len(self.frames)
 
 

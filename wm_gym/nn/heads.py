@@ -25,6 +25,7 @@ class FrameHead(nn.Module):
         nn.init.normal_(self.proj.weight, std=0.02)
 
     def forward(self, tokens: Tokens, condition: Condition) -> ModelFrames:
+        """Predicts frames ``[B, T, C, H, W]`` from tokens ``[B, T, rows, columns, D]`` and conditions."""
         shift, scale = self.modulation(condition)[:, :, None, None].chunk(2, dim=-1)
         pixels = self.proj(modulate(tokens, shift, scale)).float()
         batch, frames, rows, columns, _ = pixels.shape
@@ -46,6 +47,7 @@ class EventHead(nn.Module):
         nn.init.constant_(self.out.bias[-1:], -4.0)
 
     def forward(self, tokens: Tokens) -> tuple[RewardLogits, TerminationLogits]:
+        """Predicts logits ``[B, T, R]`` of the rewards and ``[B, T]`` of termination."""
         # The hidden map comes before the mean: an event may sit in a single token.
         hidden = F.gelu(self.hidden(modulate(tokens, tokens.new_zeros(1), tokens.new_zeros(1))))
         logits: Tensor = self.out(hidden.float().mean(dim=(2, 3)).to(hidden.dtype)).float()
@@ -71,6 +73,7 @@ class PatchEmbedding(nn.Module):
         self.ray = RayEmbedding(config) if config.pose.kind == "planar" else None
 
     def forward(self, frames: ModelFrames, pose: Poses | None = None) -> Tokens:
+        """Embeds frames ``[B, T, C, H, W]`` as tokens ``[B, T, rows, columns, D]``."""
         tokens = self.proj(patchify(frames, self.patch_size))
         tokens = tokens + self.position.to(tokens.dtype)
         if self.ray is not None and pose is not None:

@@ -29,6 +29,7 @@ class PlanarFeatures(nn.Module):
         self.register_buffer("harmonic", torch.arange(1.0, NUM_HARMONICS + 1), persistent=False)
 
     def forward(self, position: Tensor, angle: Tensor) -> Tensor:
+        """Joins the features of positions and of angles."""
         multiple = angle.float()[..., None] * self.harmonic
         return torch.cat([self.of_lengths(position), multiple.cos(), multiple.sin()], dim=-1)
 
@@ -48,6 +49,7 @@ class PlanarPose(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(self.features.size, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
 
     def forward(self, pose: Poses) -> Tensor:
+        """Embeds poses ``[..., 4]``."""
         return self.mlp(self.features(pose[..., :2], heading_angle(pose)))
 
 

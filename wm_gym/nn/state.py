@@ -104,6 +104,7 @@ class ModelState:
 
     @property
     def batch_size(self) -> int:
+        """Number of dreams, B."""
         return self.num_committed.shape[0]
 
     @property

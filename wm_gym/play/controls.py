@@ -30,6 +30,7 @@ class Controls:
     idle_action: int | None  # with nothing held; None: the world waits for a key
 
     def to_json(self) -> dict[str, Any]:
+        """The controls as JSON types, as the page reads them."""
         return asdict(self)
 
 

@@ -43,6 +43,8 @@ class Reset:
 
 @dataclass(frozen=True)
 class Pause:
+    """Stop the clock, or let it go on."""
+
     on: bool
 
 
@@ -72,6 +74,8 @@ class GoBack:
 
 @dataclass(frozen=True)
 class Forget:
+    """Drop a moment that was kept."""
+
     moment: int
 
 

@@ -50,6 +50,7 @@ class Places:
         return True
 
     def leave(self) -> None:
+        """Frees a place."""
         self.taken -= 1
 
 

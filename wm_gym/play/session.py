@@ -83,6 +83,7 @@ class Session:
 
     @property
     def worlds(self) -> list[World]:
+        """The worlds that are played side by side: the dream, and reality if it is shown."""
         return [self.main] if self.real is None else [self.main, self.real]
 
     @property
@@ -92,6 +93,7 @@ class Session:
 
     @property
     def seed(self) -> int:
+        """Seed of the episode."""
         return self.worlds[-1].seed
 
     def start(self, seed: int | None = None) -> Iterator[Picture]:

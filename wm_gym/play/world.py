@@ -60,6 +60,7 @@ class World:
 
     @property
     def action_space(self) -> gym.Space[Any]:
+        """The actions that the world takes."""
         return self._env.action_space
 
     def reset(self, seed: int, context: tuple[np.ndarray, np.ndarray] | None = None) -> None:

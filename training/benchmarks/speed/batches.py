@@ -19,6 +19,8 @@ from wm_gym.world_model import WorldModel
 
 @dataclass(frozen=True)
 class BatchSettings:
+    """What is timed of batches of dreams."""
+
     sizes: tuple[int, ...]
     num_steps: int = 100
     seconds: float = 120.0  # for the whole part

@@ -26,6 +26,8 @@ FUNCTIONAL = "ours, WorldModel.step"
 
 @dataclass(frozen=True)
 class LatencySettings:
+    """What is timed of a single dream."""
+
     frames: tuple[int, ...]  # ages of the dream, rising
     frames_beyond: tuple[int, ...] = ()  # more of them, of the transformer with a full cache alone
     num_steps: int = 100

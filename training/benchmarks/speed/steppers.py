@@ -146,6 +146,7 @@ def filled_state(model: BaselineModel, num_frames: int) -> ModelState:
 
 
 def transformer_stepper(ours: WorldModel, architecture: Architecture, num_frames: int) -> StandingStepper:
+    """A stepper of a transformer that has seen `num_frames` frames."""
     cache_frames = num_frames + 1 if architecture == "causal_transformer" else 64
     model = make_transformer(ours, architecture, cache_frames)
     state = filled_state(model, num_frames)

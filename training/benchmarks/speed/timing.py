@@ -24,14 +24,17 @@ class Deadline:
 
     @property
     def left(self) -> float:
+        """Seconds that are left."""
         return self.seconds - (time.perf_counter() - self.started)
 
     @property
     def has_passed(self) -> bool:
+        """Whether no time is left."""
         return self.left <= 0
 
 
 def synchronize(device: torch.device) -> None:
+    """Waits for the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -25,6 +25,8 @@ from wm_gym.world_model import WorldModel, WorldModelConfig
 
 @dataclass(frozen=True)
 class TrainingSettings:
+    """What is timed of training."""
+
     lengths: tuple[int, ...]
     frames_per_step: int  # the batch has as many segments as make up so many frames
     num_steps: int = 10
@@ -50,6 +52,7 @@ def random_batch(config: WorldModelConfig, size: int, length: int, device: torch
 
 
 def equal_weights(config: WorldModelConfig, device: torch.device) -> ClassWeights:
+    """Loss weights under which all classes count alike."""
     values = torch.tensor(config.reward_values, device=device)
     return ClassWeights(values, torch.ones_like(values), torch.ones((), device=device))
 

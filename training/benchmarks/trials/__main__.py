@@ -85,6 +85,7 @@ def changes(plain: Recipe, changed: Recipe) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         arguments = tyro.cli(TrialArguments, args=argv, prog="python -m training.trials", description=__doc__)

@@ -40,14 +40,16 @@ class RingWorld(gym.Env[np.ndarray, np.int64]):
         self._lamp = 0
         self._heading = 0  # index of the picture in view; counts counter-clockwise
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begins at a place that the seed draws; see `gymnasium.Env.reset`."""
         super().reset(seed=seed)
         self._pictures = self.np_random.integers(0, 256, self._pictures.shape, np.uint8)
         self._lamp, self._heading = self.np_random.integers(NUM_PICTURES, size=2).tolist()
         self._pictures[self._lamp, 0, 0] = LAMP
         return self._observation(), self._info()
 
-    def step(self, action: np.int64):
+    def step(self, action: np.int64) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Turns to one side; see `gymnasium.Env.step`."""
         if not self.action_space.contains(np.int64(action)):
             raise ValueError(f"action must be in {self.action_space}, got {action!r}.")
         self._heading = (self._heading + (1 if action == TURN_LEFT else -1)) % NUM_PICTURES

@@ -33,6 +33,7 @@ class ExportResult:
 
     @property
     def lossless(self) -> bool:
+        """Whether every frame was written as it is."""
         return math.isinf(self.psnr)
 
     def __str__(self) -> str:

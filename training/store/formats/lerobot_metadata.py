@@ -55,6 +55,7 @@ class Statistics:
         self._parts[name] = (count, low, high, total, squares)
 
     def to_json(self) -> dict[str, dict[str, Any]]:
+        """The statistics as LeRobot's JSON types."""
         result = {}
         for name, (count, low, high, total, squares) in self._parts.items():
             mean = total / count

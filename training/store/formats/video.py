@@ -74,10 +74,12 @@ class VideoWriter:
         self._writer.send(None)
 
     def write(self, frames: Iterable[np.ndarray]) -> None:
+        """Adds frames, each uint8 ``[H, W, 3]``."""
         for frame in frames:
             self._writer.send(np.ascontiguousarray(frame))
 
     def close(self) -> None:
+        """Ends the file."""
         self._writer.close()
 
 
@@ -111,6 +113,7 @@ def decode_video(path: Path, frame_shape: tuple[int, ...]) -> Iterator[np.ndarra
 
 
 def codec_to_json(lossless: bool) -> dict[str, Any]:
+    """The settings of a codec as JSON types."""
     return {
         "codec": "h264",
         "pix_fmt": "gbrp" if lossless else "yuv420p",

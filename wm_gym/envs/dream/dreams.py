@@ -110,6 +110,7 @@ class Dreams:
 
     @property
     def device(self) -> torch.device:
+        """The device on which the dreams live."""
         return self.model.device
 
     @property

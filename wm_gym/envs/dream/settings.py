@@ -62,5 +62,6 @@ class DreamSettings:
 
 
 def check_count(name: str, value: object) -> None:
+    """Raises ValueError unless the setting `name` is a whole number of at least 1."""
     if not isinstance(value, (int, np.integer)) or value < 1:
         raise ValueError(f"{name} must be a whole number from 1 on, got {value!r}.")

@@ -83,10 +83,12 @@ class DirectMaze:
 
     @property
     def task(self) -> Any:
+        """The task of `memory_maze`, which knows the maze and its targets."""
         return self._task
 
     @property
     def physics(self) -> Any:
+        """The physics of MuJoCo."""
         return self._physics
 
     def reset(self, maze_seed: int) -> npt.NDArray[np.uint8]:

@@ -40,16 +40,26 @@ class MazeBackend(Protocol):
     """One running maze. `task` and `physics` are those of `memory_maze` and valid between `reset` and `close`."""
 
     @property
-    def task(self) -> Any: ...
+    def task(self) -> Any:
+        """The task of `memory_maze`, which knows the maze and its targets."""
+        ...
 
     @property
-    def physics(self) -> Any: ...
+    def physics(self) -> Any:
+        """The physics of MuJoCo."""
+        ...
 
-    def reset(self, maze_seed: int) -> npt.NDArray[np.uint8]: ...
+    def reset(self, maze_seed: int) -> npt.NDArray[np.uint8]:
+        """Builds the maze of a seed and returns its first frame, uint8 ``[H, W, 3]``."""
+        ...
 
-    def step(self, action: int) -> MazeStep: ...
+    def step(self, action: int) -> MazeStep:
+        """Takes one of the six actions."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Frees the maze."""
+        ...
 
 
 class Libraries(NamedTuple):
@@ -135,23 +145,28 @@ class UpstreamMaze:
 
     @property
     def task(self) -> Any:
+        """The task of `memory_maze`, which knows the maze and its targets."""
         return self._env.task
 
     @property
     def physics(self) -> Any:
+        """The physics of MuJoCo."""
         return self._env.physics
 
     def reset(self, maze_seed: int) -> npt.NDArray[np.uint8]:
+        """Builds the maze of a seed and returns its first frame, uint8 ``[H, W, 3]``."""
         self.close()
         self._env = make_published(self._size, maze_seed)
         with without_velocity_warning():
             return self._env.reset().observation["image"].copy()
 
     def step(self, action: int) -> MazeStep:
+        """Takes one of the six actions."""
         step = self._env.step(action)
         return MazeStep(step.observation["image"].copy(), float(step.reward), step.last())
 
     def close(self) -> None:
+        """Frees the maze."""
         if self._env is not None:
             self._env.close()
             self._env = None

@@ -28,6 +28,7 @@ def token_rows(token, block, BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, COLUM
 
 @triton.jit
 def silu(x):
+    """x times its logistic function."""
     return x / (1.0 + tl.exp2(x * -LOG2_OF_E))
 
 
