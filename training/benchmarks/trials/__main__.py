@@ -88,7 +88,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        arguments = tyro.cli(TrialArguments, args=argv, prog="python -m training.trials", description=__doc__)
+        arguments = tyro.cli(
+            TrialArguments, args=argv, prog="python -m training.benchmarks trials", description=__doc__
+        )
         record = run_trials(arguments, argv)
         write_json(arguments.out, record)
     except (FloatingPointError, RuntimeError, ValueError) as error:
