@@ -50,8 +50,8 @@ def train(config: PpoConfig, argv: Sequence[str] = ()) -> dict[str, list[dict[st
     jobs = {}
     for run in combinations(config):
         if config.backend == "local":  # before anything is written; else it is the cluster that has to have them
-            choose_device(run.device)
-            choose_device(run.score_device)
+            resolve_device(run.device)
+            resolve_device(run.score_device)
         keep_config(run, *make_specs(run), argv)
         prefix = "" if run.out == config.out else f"{run.out.name}/"
         seeds = range(run.seeds) if run.only_seed is None else [run.only_seed]
@@ -70,8 +70,8 @@ def train_seed(config: PpoConfig, seed: int) -> None:
     folder = config.out / f"seed_{seed}"
     if is_finished(config, folder):
         return
-    device = choose_device(config.device)
-    with telling_what_to_lower(config):
+    device = str(resolve_device(config.device))
+    with explain_oom(config):
         _train_on(config, seed, folder, device)
 
 
@@ -109,7 +109,7 @@ def _train_on(config: PpoConfig, seed: int, folder: Path, device: str) -> None:
 
 
 @contextmanager
-def telling_what_to_lower(config: PpoConfig) -> Iterator[None]:
+def explain_oom(config: PpoConfig) -> Iterator[None]:
     """Makes of an out-of-memory error of the GPU a MemoryError that names the settings."""
     try:
         yield
@@ -192,11 +192,6 @@ def is_finished(config: PpoConfig, folder: Path) -> bool:
     """Whether a training seed has had all its steps, or was stopped early."""
     scores = read_scores(folder)
     return bool(scores) and (scores[-1]["timesteps"] >= config.total_timesteps or scores[-1]["stopped"])
-
-
-def choose_device(name: str) -> str:
-    """The device of "auto", or the given one. Raises ValueError if it is not there."""
-    return str(resolve_device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name))
 
 
 def describe(scores: dict[str, list[dict[str, Any]]]) -> str:

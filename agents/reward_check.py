@@ -18,7 +18,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 import tyro
 from tqdm import tqdm
 
@@ -191,8 +190,7 @@ def _play(
     missing: dict[str, list[int]],
     keep: Callable[[str, list[Result]], None],
 ) -> None:
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    device = resolve_device(device)
+    device = resolve_device(config.device)
     most = max(map(len, missing.values()))
     size = min(config.batch or (GPU_BATCH if device.type == "cuda" else CPU_BATCH), most)
     rows = DreamRows(dream, size, config.horizon, str(device))

@@ -117,9 +117,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: no such checkpoint or device.
     """
-    device = resolve_device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    )
+    device = resolve_device(config.device)
     sizes = SIZES["quick" if config.quick else device.type]
     model = WorldModel.from_checkpoint(config.checkpoint, device)
     record: dict[str, Any] = {

@@ -134,10 +134,10 @@ def probe_checkpoint(arguments: ProbeArguments, argv: Sequence[str]) -> dict[str
 def _load(arguments: ProbeArguments) -> tuple[Checkpoint, WorldModel]:
     """The checkpoint and its model, if probes can read it."""
     checkpoint = load_checkpoint(arguments.checkpoint)
-    device = arguments.device if arguments.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    device = resolve_device(arguments.device)
     if model_type(checkpoint.config) is not WorldModel:
         raise ValueError("Probes read SSM states of our own models; the checkpoint is a baseline.")
-    model = WorldModel.from_weights(checkpoint.config, checkpoint.tensors, resolve_device(device), arguments.checkpoint)
+    model = WorldModel.from_weights(checkpoint.config, checkpoint.tensors, device, arguments.checkpoint)
     if model.config.has_poses and model.config.pose.kind != "planar":
         raise ValueError(
             "The checkpoint is given poses as they are recorded; a probe of what it knows of places would read them."

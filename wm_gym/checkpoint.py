@@ -110,8 +110,13 @@ def available_devices() -> list[str]:
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """`device` as a torch.device; ValueError names the available ones if this one is not there."""
+    """`device` as a torch.device, "auto" as the GPU if there is one and the CPU if not.
+
+    Raises ValueError that names the available ones if this one is not there.
+    """
     available = available_devices()
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         resolved = torch.device(device)
     except (RuntimeError, TypeError):

@@ -39,7 +39,7 @@ class BenchConfig:
     """Numbers of dreams."""
     out: Path | None = None
     """JSON file for the result."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = "auto"
     """Where to run."""
     checkpoint: str = "memory-maze"
     """A packaged name, a path, or a Hub id."""

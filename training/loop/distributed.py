@@ -104,10 +104,9 @@ def start_processes(device: str) -> Iterator[Processes]:
     """
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if name == "cuda":
-        name = f"cuda:{local_rank}"
-    torch_device = resolve_device(name)
+    torch_device = resolve_device(device)
+    if torch_device.type == "cuda" and torch_device.index is None:
+        torch_device = resolve_device(f"cuda:{local_rank}")
     if torch_device.type == "cuda":
         torch.cuda.set_device(torch_device)
     if num_processes == 1:

@@ -87,8 +87,7 @@ def make_odometry(arguments: OdometryArguments, argv: Sequence[str]) -> dict[str
         raise ValueError("There is nothing to make odometry from: give --data to train it, or --init to take it.")
     if arguments.data is not None and not arguments.training.steps and arguments.init is None:
         raise ValueError("training.steps 0 leaves what looks at frames untrained: give --init, whose odometry to take.")
-    name = arguments.device if arguments.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    device = resolve_device(name)
+    device = resolve_device(arguments.device)
     model = _model(arguments)
     torch.manual_seed(arguments.training.seed)
     odometry = VisualOdometry(model.config).to(device)

@@ -109,8 +109,6 @@ def compare(
 
 def _plan(config: CompareConfig, policy: Any, episodes: Episodes | None) -> _Plan:
     device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     if episodes is not None:
         reference = episodes.env_id, {}
     elif config.against is not None:
