@@ -5,9 +5,9 @@ import sys
 import numpy as np
 import pytest
 
-from tests.tiny import TINY_MAP, save_maze_sized_checkpoint, save_tiny_checkpoint, tiny_model_with_odometry
+from tests.tiny import save_maze_sized_checkpoint
 from wm_gym.contexts import load_clips
-from wm_gym.demo import KNOWN_FROM, Demo, run_demo, write_once_of
+from wm_gym.demo import Demo, run_demo
 
 pytest.importorskip("imageio_ffmpeg")
 
@@ -87,9 +87,6 @@ def test_the_dream_and_the_real_maze_take_the_same_actions(config, capsys):
     assert "packaged clips" not in capsys.readouterr().out
 
 
-def test_dreams_are_written_once_where_the_checkpoint_has_a_map(config, tmp_path):
-    assert write_once_of(config) == 0
-    model = tiny_model_with_odometry(**TINY_MAP, feedback_interval=0)
-    mapped = dataclasses.replace(config, checkpoint=str(save_tiny_checkpoint(tmp_path / "map.safetensors", model)))
-    assert write_once_of(mapped) == KNOWN_FROM
-    assert write_once_of(dataclasses.replace(mapped, write_once=0.0)) == 0
+def test_a_demo_that_shall_write_once_needs_a_map(config, without_memory_maze):
+    with pytest.raises(ValueError, match="needs a map"):
+        run_demo(dataclasses.replace(config, write_once=0.2))

@@ -12,19 +12,16 @@ import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
-from wm_gym.checkpoint import load_checkpoint
 from wm_gym.comparison.metrics import psnr
 from wm_gym.contexts import load_clips
 from wm_gym.files import write_json
 from wm_gym.film import Film, strip_steps, video_frames, write_strip, write_video
 from wm_gym.machine import hardware, versions
-from wm_gym.nn.config import WorldModelConfig
 from wm_gym.policies.base import make_policy
 
 DREAM_ID = "LSSVWM-MemoryMaze-v0"
 REAL_ID = "wm_gym/MemoryMaze-9x9-v0"
 VIDEO_FPS = 10
-KNOWN_FROM = 0.2  # weight in the map from which on a place counts as known
 
 
 @dataclass(frozen=True)
@@ -50,8 +47,8 @@ class Demo:
     denoising_steps: int = 2
     """Network passes per dreamed frame. One predicts the mean of what may come, and blurs; two draw a sharp sample."""
     write_once: float | None = None
-    """Weight in the map below which dreamed frames are written there, once; 0: never; None: 0.2 if the checkpoint keeps
-    a map and no frames of its own, so that what was imagined is found again."""
+    """Weight in the map below which dreamed frames are written there, once; None: as the checkpoint was made. With 0.2
+    the dream has walls of its own where nobody looked, sharp, and the real episode's actions may lead into them."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ def run_demo(config: Demo) -> dict[str, Any]:
         device=config.device,
         horizon=config.steps,
         num_denoising_steps=config.denoising_steps,
-        write_once=(write_once := write_once_of(config)),
+        write_once=config.write_once,
     )
     real = real_episode(config.seed, config.context + config.steps)
     dream, dream_rewards, fps_dream = dream_episode(env, real, config)
@@ -96,7 +93,7 @@ def run_demo(config: Demo) -> dict[str, Any]:
         "context_frames": config.context,
         "steps": len(dream),
         "denoising_steps": config.denoising_steps,
-        "write_once": write_once,
+        "write_once": config.write_once,
         "device": config.device,
         "hardware": hardware(config.device),
         "versions": versions(("wm-gym", "torch")),
@@ -110,14 +107,6 @@ def run_demo(config: Demo) -> dict[str, Any]:
     write_files(config.out, film, report)
     print_table(report)
     return report
-
-
-def write_once_of(config: Demo) -> float:
-    """What `Demo.write_once` means for a checkpoint. Raises FileNotFoundError or ValueError for a bad one."""
-    if config.write_once is not None:
-        return config.write_once
-    model = WorldModelConfig.from_dict(load_checkpoint(config.checkpoint).config)
-    return KNOWN_FROM if model.has_map and model.feedback_interval == 0 else model.write_once
 
 
 def real_episode(seed: int, num_frames: int) -> RealEpisode:
