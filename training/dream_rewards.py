@@ -17,19 +17,18 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from torch import Tensor
 from tqdm import tqdm
 
 from training.data.reward_moments import moments_before_rewards, steps_to_reward
 from training.store.episode_store import EpisodeStore, open_store
-from wm_gym.checkpoint import resolve_device
-from wm_gym.engine.graph import StepGraph
+from wm_gym.engine.rollout import load_contexts, make_graph, rollout
 from wm_gym.files import write_json
 from wm_gym.provenance import command_arguments, provenance
-from wm_gym.world_model import WorldModel
+from wm_gym.world_model import ModelState, WorldModel
 
 THRESHOLDS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9)
 DISTANCE_ENDS = (5, 10, 15, 20, 30, 40, 60, 80, 120, 200)  # ranges of steps from a dream's start to its reward
-ROWS_READ_AT_ONCE = 8  # bounds the memory that reading contexts takes
 
 
 @dataclass(frozen=True)
@@ -94,21 +93,19 @@ def draw_moments(store: EpisodeStore, config: DreamRewardsConfig) -> Moments:
 def dream(model: WorldModel, moments: Moments, batch: int, seed: int = 0, num_denoising_steps: int = 1) -> np.ndarray:
     """Probabilities of a reward other than 0 at each dreamed step, float32 [N, S]."""
     num_context = moments.frames.shape[1]
-    graph = StepGraph(model, batch, num_denoising_steps)
+    graph = make_graph(model, batch, num_denoising_steps)
     likely = []
-    for first in tqdm(range(0, len(moments.steps), batch), desc="dreaming", unit="batch", disable=None):
-        rows = np.arange(first, first + batch).clip(max=len(moments.steps) - 1)  # the last one fills the batch
-        for start in range(0, batch, ROWS_READ_AT_ONCE):
-            part = rows[start : start + ROWS_READ_AT_ONCE]
-            frames = torch.from_numpy(moments.frames[part]).to(model.device)
-            actions = torch.from_numpy(moments.actions[part, : num_context - 1]).to(model.device)
-            state = model.prefill(model.initial_state(len(part)), frames, actions)
-            graph.load(state, torch.arange(start, start + len(part)))
-        graph.set_noise(torch.from_numpy(rows + (seed << 32)))
-        actions = torch.from_numpy(moments.actions[rows, num_context - 1 :]).to(model.device)
-        steps = [graph.step(actions[:, t]).reward_logits.float().softmax(-1) for t in range(actions.shape[1])]
-        dreamed = (torch.stack(steps, 1) * (model.reward_values != 0)).sum(-1)
-        likely.append(dreamed[: len(moments.steps) - first].cpu().numpy())
+    for rows in tqdm(torch.arange(len(moments.steps)).split(batch), desc="dreaming", unit="batch", disable=None):
+        frames = torch.from_numpy(moments.frames[rows.numpy()]).to(model.device)
+        actions = torch.from_numpy(moments.actions[rows.numpy()]).to(model.device)
+
+        def read(dreams: Tensor, frames: Tensor = frames, actions: Tensor = actions) -> ModelState:
+            state, picked = model.initial_state(len(dreams)), dreams.to(model.device)
+            return model.prefill(state, frames[picked], actions[picked, : num_context - 1])
+
+        dreams = load_contexts(model, read, rows.to(model.device) + (seed << 32), graph, num_denoising_steps)
+        steps = [one.reward_logits.float().softmax(-1) for one in rollout(dreams, actions[:, num_context - 1 :])]
+        likely.append((torch.stack(steps, 1) * (model.reward_values != 0)).sum(-1).cpu().numpy())
     return np.concatenate(likely)
 
 
@@ -168,10 +165,7 @@ def run(config: DreamRewardsConfig, argv: list[str]) -> dict[str, Any]:
 
     Raises FileNotFoundError or ValueError for a checkpoint or a store that is not there or does not fit.
     """
-    device = resolve_device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    )
-    model = WorldModel.from_checkpoint(config.checkpoint, device)
+    model = WorldModel.from_checkpoint(config.checkpoint, config.device)
     if model.config.needs_poses:
         raise ValueError(
             f"The checkpoint {config.checkpoint} needs poses: `python -m training.odometry` adds odometry."

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 import tyro
 from torch import Tensor
-from tqdm import tqdm
 
 from training.baselines import model_type
 from training.data.pose_input import Conditioning
@@ -28,14 +27,14 @@ from training.evaluation.frame_reader import load_frame_reader
 from training.evaluation.imagination import Imagination, Setting, measure_imagination
 from training.evaluation.imagination_pictures import write_imagination
 from training.evaluation.imagination_rows import Row, parse_row
+from training.evaluation.imagine import Dreamer
 from training.evaluation.measure import Recall, measure_recall, print_recall
 from training.evaluation.options import RecallOptions
 from training.evaluation.pictures import write_plots, write_strips
-from training.evaluation.reward_head import head_figures, on_device, row_batches
+from training.evaluation.reward_head import head_figures
 from training.evaluation.walks import recorded_walks, reversed_walks
-from training.recording.rollouts import Rollouts, check_held_out, read_rollouts, record_rollouts
+from training.recording.rollouts import Rollouts, check_held_out, first_frames, read_rollouts, record_rollouts
 from wm_gym.checkpoint import Checkpoint, load_checkpoint, resolve_device
-from wm_gym.codec import model_to_frames
 from wm_gym.comparison.metrics import psnr
 from wm_gym.files import write_json
 from wm_gym.film import Film, write_strip
@@ -241,26 +240,12 @@ def _check_spaces(rollouts: Rollouts, checkpoint: Checkpoint) -> None:
         raise ValueError(f"The rollouts of {rollouts.env_id} have spaces {given}, the checkpoint {expected}.")
 
 
-@torch.inference_mode()
 def dream(model: WorldModel, rollouts: Rollouts, arguments: Arguments, batch_size: int) -> Tensor:
-    """Imagined frames, uint8 [M, frames, H, W, C], one `step` each; the noise of a maze depends on its seed alone."""
-    dreams = []
-    num_context = arguments.context
-    for rows in row_batches(rollouts, batch_size):
-        frames, actions, pose = on_device(model, rollouts, rows, short_look_conditioning(model, arguments))
-        generators = [torch.Generator().manual_seed(arguments.noise_seed + seed) for seed in rollouts.seeds[rows]]
-        state = model.initial_state(len(frames))
-        context_pose = None if pose is None else pose[:, :num_context]
-        state = model.prefill(state, frames[:, :num_context], actions[:, : num_context - 1], context_pose)
-        imagined = []
-        for t in tqdm(range(num_context, num_context + arguments.frames), desc="dreaming", unit="frame", leave=False):
-            pose_t = None if pose is None else pose[:, t]
-            prediction, state = model.step(
-                state, actions[:, t - 1], generators, arguments.num_denoising_steps, pose=pose_t
-            )
-            imagined.append(model_to_frames(prediction.frame).cpu())
-        dreams.append(torch.stack(imagined, dim=1))
-    return torch.cat(dreams)
+    """Imagined frames, uint8 [M, frames, H, W, C]; the noise of a maze depends on its seed alone."""
+    passes, conditioning = arguments.num_denoising_steps, short_look_conditioning(model, arguments)
+    dreamer = Dreamer(model, batch_size, passes, arguments.noise_seed, conditioning=conditioning)
+    walks = first_frames(rollouts, arguments.context + arguments.frames)
+    return dreamer.imagine(walks, arguments.context, "kept")
 
 
 def short_look_conditioning(model: WorldModel, arguments: Arguments) -> Conditioning:

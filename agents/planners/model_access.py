@@ -78,8 +78,7 @@ def load_model_for(env: gym.Env[Any, Any], checkpoint: str, device: str) -> Worl
         FileNotFoundError: there is no such checkpoint.
         ValueError: it has other spaces, needs poses that nobody tells it, or the device is not there.
     """
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    model, spaces = _load_model(checkpoint, name)
+    model, spaces = _load_model(checkpoint, str(resolve_device(device)))
     if spaces != (env.observation_space, env.action_space):
         raise ValueError(
             f"The checkpoint {checkpoint} dreams observations {spaces[0]} and actions {spaces[1]}; this environment "

@@ -19,6 +19,7 @@ from training.evaluation.reward_head import detection_figures, head_figures
 from training.recording.rollouts import check_held_out, read_rollouts, record_rollouts
 from wm_gym.checkpoint import load_checkpoint, save_checkpoint
 from wm_gym.codec import frames_to_model
+from wm_gym.ops.step import frame_noise
 from wm_gym.seeds import parse_seeds, seed_ranges
 
 FIRST = 7_000_000
@@ -82,12 +83,12 @@ def test_a_dream_depends_on_its_maze_and_not_on_the_batch(store: Path) -> None:
 def test_rewards_from_noise_are_those_of_denoise_before_each_real_frame_is_taken_in(store: Path) -> None:
     rollouts = read_rollouts(store, "test", None, 12)
     model = tiny_model()
-    generator = torch.Generator().manual_seed(5 + FIRST)
+    keys = torch.tensor(rollouts.seeds) + 5
     state = model.prefill(model.initial_state(3), rollouts.frames[:, :1], rollouts.actions[:, :0])
     rewards = []
     with torch.no_grad():
         for t in range(1, 12):
-            noise = torch.randn(frames_to_model(rollouts.frames[:, t]).shape, generator=generator)
+            noise = frame_noise(keys, torch.full_like(keys, t - 1), (3, 16, 16))
             rewards.append(model.denoise(state, noise, torch.ones(3), rollouts.actions[:, t - 1]).reward)
             state = model.advance(state, rollouts.frames[:, t], rollouts.actions[:, t - 1])
     predicted = torch.stack(rewards, dim=1)

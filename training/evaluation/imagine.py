@@ -11,10 +11,9 @@ from tqdm import tqdm
 from training.data.pose_input import Conditioning, model_poses
 from training.evaluation.options import Feedback, Memory
 from training.evaluation.pose_drift import PoseLog
-from training.evaluation.steppers import GraphStepper, Read, StateStepper, Stepper
 from training.recording.rollouts import Rollouts
 from wm_gym.array_typing import Actions, Frames, Poses
-from wm_gym.engine.graph import StepGraph
+from wm_gym.engine.rollout import Dreams, Read, load_contexts, make_graph
 from wm_gym.nn.state import ModelState
 from wm_gym.world_model import WorldModel
 
@@ -71,9 +70,7 @@ class Dreamer:
         self.batch_size = batch_size
         self._num_denoising_steps = num_denoising_steps
         self._noise_seed = noise_seed
-        # Subclasses have memories of other kinds, which a graph does not hold.
-        has_graph = type(model) is WorldModel
-        self._graph = StepGraph(model, batch_size, num_denoising_steps) if has_graph else None
+        self._graph = make_graph(model, batch_size, num_denoising_steps)
 
     def num_frames_read(self, memory: Memory, num_context: int) -> int:
         """How many of the last frames of the context the model is given."""
@@ -103,22 +100,22 @@ class Dreamer:
         actions = walks.actions[rows].to(device)
         seen = walks.frames[rows].to(device)  # the context, then what memory is given in the dream
         poses = self._poses(walks, rows, first)
-        stepper = self._start(walks, rows, self._reader(seen, actions, poses, first, num_context))
+        dreams = self._start(walks, rows, self._reader(seen, actions, poses, first, num_context))
         log = self._pose_log(walks, rows, num_context)
         log.begin(0, first)
-        log.note(0, stepper.pose)
+        log.note(0, dreams.pose)
         frames = torch.empty_like(seen[:, num_context:])
         for t in tqdm(range(num_frames), desc=f"dreaming, memory {memory}", unit="frame", leave=False):
             now = num_context + t
             if self._refresh_steps and t and t % self._refresh_steps == 0:
                 first = max(now - self._refresh_frames, 0)
                 poses = self._poses(walks, rows, first)
-                stepper.restart(self._reader(seen, actions, poses, first, now))
+                dreams.restart(self._reader(seen, actions, poses, first, now))
                 log.begin(t + 1, first)
-            frames[:, t] = stepper.step(actions[:, now - 1], None if poses is None else poses[:, now - first])
-            log.note(t + 1, stepper.pose)
+            frames[:, t] = dreams.step(actions[:, now - 1], None if poses is None else poses[:, now - first]).frame
+            log.note(t + 1, dreams.pose)
             if self._feedback == "real":
-                stepper.correct(seen[:, now])
+                dreams.correct(seen[:, now])
             else:
                 seen[:, now] = frames[:, t]
         return Dream(frames.cpu(), log.errors())
@@ -127,11 +124,9 @@ class Dreamer:
         tells_poses = self.model.config.has_odometry and self._conditioning == "action"
         return PoseLog(walks.pose[rows].to(self.model.device) if tells_poses else None, num_context)
 
-    def _start(self, walks: Rollouts, rows: Tensor, read: Read) -> Stepper:
+    def _start(self, walks: Rollouts, rows: Tensor, read: Read) -> Dreams:
         keys = torch.tensor([self._noise_seed + walks.seeds[row] for row in rows.tolist()], device=self.model.device)
-        if self._graph is None:
-            return StateStepper(self.model, self._num_denoising_steps, read, keys)
-        return GraphStepper(self._graph, read, keys)
+        return load_contexts(self.model, read, keys, self._graph, self._num_denoising_steps)
 
     def _reader(self, frames: Frames, actions: Actions, poses: Poses | None, first: int, end: int) -> Read:
         """Reads frames `first` to `end` - 1 of some of the dreams into a new memory; `poses` begin at `first`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +13,8 @@ from tqdm import tqdm
 from training.data.pose_input import Conditioning, model_poses
 from training.recording.rollouts import Rollouts
 from wm_gym.codec import frames_to_model
-from wm_gym.world_model import WorldModel
+from wm_gym.engine.rollout import load_contexts, rollout
+from wm_gym.world_model import ModelState, WorldModel
 
 
 @torch.inference_mode()
@@ -36,8 +36,8 @@ def head_figures(
     from_noise, on_frame = [], []
     for rows in row_batches(rollouts, batch_size):
         frames, actions, pose = on_device(model, rollouts, rows, conditioning, num_frames)
-        generator = torch.Generator(model.device).manual_seed(noise_seed + rollouts.seeds[rows][0])
-        from_noise.append(_rewards_from_noise(model, frames, actions, pose, generator))
+        keys = torch.tensor(rollouts.seeds[rows], device=model.device) + noise_seed
+        from_noise.append(_rewards_from_noise(model, frames, actions, pose, keys))
         on_frame.append(_rewards_on_frame(model, *on_device(model, rollouts, rows, "pose", num_frames)))
     real = rollouts.rewards[:, : num_frames - 1]
     return {
@@ -48,18 +48,19 @@ def head_figures(
 
 
 def _rewards_from_noise(
-    model: WorldModel, frames: Tensor, actions: Tensor, pose: Tensor | None, generator: torch.Generator
+    model: WorldModel, frames: Tensor, actions: Tensor, pose: Tensor | None, keys: Tensor
 ) -> Tensor:
-    poses = [None] * frames.shape[1] if pose is None else list(pose.unbind(1))
-    first_pose = None if pose is None else pose[:, :1]
-    state = model.prefill(model.initial_state(len(frames)), frames[:, :1], actions[:, :0], first_pose)
+    def read(dreams: Tensor) -> ModelState:
+        first_pose = None if pose is None else pose[dreams, :1]
+        return model.prefill(model.initial_state(len(dreams)), frames[dreams, :1], actions[dreams, :0], first_pose)
+
+    dreams = load_contexts(model, read, keys)
+    imagined = rollout(dreams, actions, None if pose is None else pose[:, 1:])
     rewards = []
-    for t in tqdm(range(1, frames.shape[1]), desc="reading", unit="frame", leave=False):
-        prediction, state = model.step(state, actions[:, t - 1], generator, pose=poses[t])
-        rewards.append(prediction.reward)
+    for t, one in enumerate(tqdm(imagined, total=actions.shape[1], desc="reading", unit="frame", leave=False), 1):
+        rewards.append(one.reward)
         # The imagined frame is not in memory yet; the real one takes its place. Equal to `denoise`, then `advance`.
-        assert state.pending is not None
-        state = dataclasses.replace(state, pending=state.pending.corrected(frames_to_model(frames[:, t])))
+        dreams.correct(frames[:, t])
     return torch.stack(rewards, dim=1).cpu()
 
 

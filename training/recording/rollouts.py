@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,3 +104,15 @@ def _stack(
         rows.append([np.array(array) for array in arrays])  # copies, so that the rest of the episode is let go
     tensors = [torch.from_numpy(np.stack(arrays)) for arrays in zip(*rows, strict=True)]
     return Rollouts(env_id, policy, tuple(seeds), observation_space, action_space, *tensors)
+
+
+def first_frames(walks: Rollouts, num_frames: int) -> Rollouts:
+    """The beginnings of walks."""
+    steps = num_frames - 1
+    return dataclasses.replace(
+        walks,
+        frames=walks.frames[:, :num_frames],
+        pose=walks.pose[:, :num_frames],
+        actions=walks.actions[:, :steps],
+        rewards=walks.rewards[:, :steps],
+    )

@@ -21,7 +21,7 @@ from training.evaluation.walks import recorded_walks
 from training.loop.run import RunArguments, train
 from training.recipes import Recipe
 from training.recording.config import CollectConfig
-from training.recording.rollouts import Rollouts
+from training.recording.rollouts import Rollouts, first_frames
 from training.recording.workers import collect
 from wm_gym.checkpoint import load_checkpoint
 from wm_gym.comparison.metrics import psnr
@@ -119,18 +119,6 @@ def seen_psnr(dreamer: Dreamer, walks: Rollouts, num_context: int, memory: Memor
         raise ValueError(f"A walk comes back to nothing that {num_context} frames have shown; take a longer context.")
     dreamed = dreamer.imagine(walks, num_context, memory).numpy()
     return psnr(dreamed, walks.frames[:, num_context:].numpy()), seen
-
-
-def first_frames(walks: Rollouts, num_frames: int) -> Rollouts:
-    """The beginnings of walks."""
-    steps = num_frames - 1
-    return dataclasses.replace(
-        walks,
-        frames=walks.frames[:, :num_frames],
-        pose=walks.pose[:, :num_frames],
-        actions=walks.actions[:, :steps],
-        rewards=walks.rewards[:, :steps],
-    )
 
 
 def once(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
