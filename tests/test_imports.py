@@ -216,8 +216,8 @@ def test_odometry_is_known_by_its_protocol_alone() -> None:
 @pytest.mark.parametrize(
     ("module", "code"),
     [
-        ("wm_gym.ops.ssd", "from wm_gym.nn import state"),
-        ("wm_gym.ops.ssd", "def f():\n    import wm_gym.world_model"),
+        ("wm_gym.ops.scan.chunked", "from wm_gym.nn import state"),
+        ("wm_gym.ops.scan.chunked", "def f():\n    import wm_gym.world_model"),
         ("wm_gym.nn.state", "from ..world_model import WorldModel"),
         ("wm_gym.nn.state", "from wm_gym import world_model"),
         ("wm_gym.nn.state", "import wm_gym"),
@@ -235,7 +235,7 @@ def test_a_forbidden_import_is_found(module: str, code: str) -> None:
 @pytest.mark.parametrize(
     ("module", "code"),
     [
-        ("wm_gym.nn.state", "import torch\nfrom wm_gym.ops import ssd\nfrom wm_gym.nn import layers"),
+        ("wm_gym.nn.state", "import torch\nfrom wm_gym.ops.scan import chunked\nfrom wm_gym.nn import layers"),
         ("wm_gym.cli", "from wm_gym.envs.world_model import WorldModelEnv"),
         (
             "training.train",

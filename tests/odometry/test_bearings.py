@@ -21,7 +21,7 @@ from wm_gym.nn.map_memory import read_map
 from wm_gym.odometry.bearings import Bearings, sight_cost
 from wm_gym.odometry.grid import AROUND, GridOdometry, in_cell
 from wm_gym.odometry.visual import PAST_ACTIONS, VisualOdometry, odometry_state_size
-from wm_gym.ops.bearings import GRID_STATE_SIZE, SIGHT_SIZE, counted_angles
+from wm_gym.ops.odometry.bearings import GRID_STATE_SIZE, SIGHT_SIZE, counted_angles
 from wm_gym.ops.step import frame_noise
 from wm_gym.poses import placed, relative_to
 from wm_gym.world_model import ModelState, WorldModel

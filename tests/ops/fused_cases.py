@@ -13,7 +13,9 @@ import torch
 
 from tests.ops.layer_cases import errors
 from wm_gym.nn.config import ScanConfig, WorldModelConfig
-from wm_gym.ops.triton import bias_gelu, chunk_scan, conv_silu
+from wm_gym.ops.feed_forward import bias_gelu_kernel as bias_gelu
+from wm_gym.ops.scan import conv_kernel as conv_silu
+from wm_gym.ops.scan import training_kernel as chunk_scan
 
 assert tests.ops.interpreter
 

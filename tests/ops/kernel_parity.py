@@ -29,8 +29,8 @@ from training.benchmarks.step_cases import (
     upcast,
 )
 from wm_gym.ops import step
-from wm_gym.ops.bearings import filtered_poses
-from wm_gym.ops.odometry import odometry_scan
+from wm_gym.ops.odometry.bearings import filtered_poses
+from wm_gym.ops.odometry.motions import odometry_scan
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if INTERPRETED:
@@ -234,7 +234,7 @@ def test_filtered_poses(batch: int, length: int) -> None:
 def test_heads_that_share_their_products_are_of_one_group(
     groups: int, members: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from wm_gym.ops.triton import scan_step
+    from wm_gym.ops.scan import step_kernel as scan_step
 
     monkeypatch.setattr(scan_step, "_MANY", 1)  # so that few states are launched as many
     assert scan_step._chunk_launch(8, 1, 16, 4, groups, 4)["MEMBERS"] == members

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wm_gym.ops.bearings import (
+from wm_gym.ops.odometry.bearings import (
     GRID_STATE_SIZE,
     SIGHT_SIZE,
     counted_angles,

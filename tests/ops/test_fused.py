@@ -48,7 +48,7 @@ def test_two_fused_layers_in_bfloat16_stays_close_to_float32(errors: dict[str, d
 def test_compiled_gradient_of_the_convolution_carries_inputs_and_gradients_along() -> None:
     """Triton 3.6 replaces a carried value that is only handed on by its initial value; its interpreter does not."""
     from tests.ops.compiled import compile_launch, launches_of
-    from wm_gym.ops.triton.conv_silu import conv_silu_backward
+    from wm_gym.ops.scan.conv_kernel import conv_silu_backward
 
     projected, grad = torch.empty(1, 4, 2, 2, 52), torch.empty(1, 4, 2, 2, 32)
     launches = launches_of(

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from wm_gym import ops
-from wm_gym.ops import reference, ssd
+from wm_gym.ops import reference
+from wm_gym.ops.scan import chunked
 
 
 def scan_inputs(length: int, with_state: bool, groups: int = 1, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -36,7 +37,7 @@ def test_chunked_scan_equals_recurrence_in_outputs_states_and_gradients(
     length: int, with_state: bool, groups: int
 ) -> None:
     fast, slow = scan_inputs(length, with_state, groups), scan_inputs(length, with_state, groups)
-    y, final = ssd.ssd_scan(**fast, chunk_size=8)
+    y, final = chunked.ssd_scan(**fast, chunk_size=8)
     y_ref, final_ref = reference.ssd_scan(**slow)
     torch.testing.assert_close(y, y_ref, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(final, final_ref, rtol=1e-4, atol=1e-5)
@@ -51,7 +52,7 @@ def test_chunked_scan_equals_recurrence_in_outputs_states_and_gradients(
 @pytest.mark.parametrize("num_committed", [0, 1, 4, 9])
 def test_single_chunk_equals_recurrence_up_to_the_committed_token(num_committed: int, groups: int) -> None:
     fast, slow = (scan_inputs(9, True, groups) for _ in range(2))
-    y, state = ssd.ssd_chunk(**fast, num_committed=num_committed)
+    y, state = chunked.ssd_chunk(**fast, num_committed=num_committed)
     y_ref, _ = reference.ssd_scan(**slow)
     head = {k: v[:, :num_committed] if k in ("x", "dt", "b", "c") else v for k, v in slow.items()}
     state_ref = reference.ssd_scan(**head)[1] if num_committed else slow["initial_state"]
@@ -91,12 +92,12 @@ def test_groups_of_heads_scan_as_if_each_were_alone() -> None:
 
 def test_scan_split_anywhere_equals_scan_in_one() -> None:
     inputs = scan_inputs(23, with_state=False)
-    whole, final = ssd.ssd_scan(**inputs, chunk_size=8)
+    whole, final = chunked.ssd_scan(**inputs, chunk_size=8)
     for cut in (1, 8, 15):
         first = {k: v[:, :cut] if k in ("x", "dt", "b", "c") else v for k, v in inputs.items()}
         second = {k: v[:, cut:] if k in ("x", "dt", "b", "c") else v for k, v in inputs.items()}
-        y0, state = ssd.ssd_scan(**first, chunk_size=8)
-        y1, end = ssd.ssd_scan(**second, initial_state=state, chunk_size=8)
+        y0, state = chunked.ssd_scan(**first, chunk_size=8)
+        y1, end = chunked.ssd_scan(**second, initial_state=state, chunk_size=8)
         torch.testing.assert_close(torch.cat([y0, y1], 1), whole, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(end, final, rtol=1e-4, atol=1e-5)
 
@@ -117,7 +118,7 @@ def test_convolution_by_shifts_equals_its_definition(length: int, with_state: bo
 @pytest.mark.parametrize("with_state", [False, True])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_mamba_kernels_equal_the_chunked_scan(length: int, with_state: bool, groups: int) -> None:
-    from wm_gym.ops import mamba
+    from wm_gym.ops.scan import mamba
 
     assert mamba.is_available(), "mamba-ssm is not installed on this GPU machine"
 
@@ -135,7 +136,7 @@ def test_mamba_kernels_equal_the_chunked_scan(length: int, with_state: bool, gro
     fast, slow = inputs(), inputs()
     mamba_scan: Any = mamba.ssd_scan
     y, final = mamba_scan(**fast)
-    y_ref, final_ref = ssd.ssd_scan(**slow)
+    y_ref, final_ref = chunked.ssd_scan(**slow)
     (y.sum() + final.sum()).backward()
     (y_ref.sum() + final_ref.sum()).backward()
     for name, value, expected in [("y", y, y_ref), ("final", final, final_ref)] + [

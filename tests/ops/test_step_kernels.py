@@ -38,7 +38,13 @@ def test_kernels_equal_their_twins_on_the_gpu() -> None:
 
 def calls(batch: int) -> list[tuple[Any, dict[str, Any]]]:
     """Every kernel's call in a step of the packaged model."""
-    from wm_gym.ops.triton import bearings, gated_norm, noise, odometry_scan, residual_adaln, ring_attention, scan_step
+    from wm_gym.ops.attention import ring_kernel as ring_attention
+    from wm_gym.ops.noise import philox_kernel as noise
+    from wm_gym.ops.norm import gated_kernel as gated_norm
+    from wm_gym.ops.norm import residual_kernel as residual_adaln
+    from wm_gym.ops.odometry import bearings_kernel as bearings
+    from wm_gym.ops.odometry import motions_kernel as odometry_scan
+    from wm_gym.ops.scan import step_kernel as scan_step
 
     draw = Draw(dtype=torch.bfloat16)
     scan_sizes = {"grid": (8, 8), "heads": 8, "dim": 64, "state_dim": 64}
@@ -99,7 +105,7 @@ def test_states_are_read_and_written_sixteen_bytes_at_a_time() -> None:
 
 def test_tokens_of_unaligned_rows_are_loaded_in_vectors_no_wider_than_the_rows_are_aligned() -> None:
     from tests.ops.compiled import compile_launch, launches_of
-    from wm_gym.ops.triton import scan_step
+    from wm_gym.ops.scan import step_kernel as scan_step
 
     # Rows of 98 float32 begin at multiples of 8 bytes; a wider load faults on a GPU, and nothing else shows it.
     case = scan_case(Draw(), 2, block_size=4)

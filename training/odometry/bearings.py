@@ -12,7 +12,7 @@ from training.odometry.progress import PartProgress
 from wm_gym.codec import frames_to_model
 from wm_gym.odometry.bearings import sight_cost
 from wm_gym.odometry.visual import VisualOdometry
-from wm_gym.ops.bearings import counted_angles, grid_angles
+from wm_gym.ops.odometry.bearings import counted_angles, grid_angles
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from training.odometry.learning import looked_at_beside, spoilt
 from training.recording.rollouts import Rollouts
 from wm_gym.codec import frames_to_model
 from wm_gym.odometry.visual import VisualOdometry
-from wm_gym.ops.odometry import follow_motions
+from wm_gym.ops.odometry.motions import follow_motions
 from wm_gym.poses import motion_between, motion_sizes, relative_to_first, size_quantiles
 
 ROWS = 8  # walks at a time; bounds the memory

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from wm_gym.array_typing import ModelFrames
 from wm_gym.nn.config import WorldModelConfig
-from wm_gym.ops.bearings import SIGHT_SIZE
+from wm_gym.ops.odometry.bearings import SIGHT_SIZE
 
 _CHANNELS = (16, 32, 48, 48)  # of the convolutions, each of which halves the frame
 _WIDTH = 64
@@ -34,7 +34,7 @@ class Bearings(nn.Module):
         self.out = nn.Linear(_WIDTH, SIGHT_SIZE)
 
     def forward(self, frames: ModelFrames) -> Tensor:
-        """Sights ``[B, T, SIGHT_SIZE]`` of frames ``[B, T, C, H, W]`` in [-1, 1]; see `wm_gym.ops.bearings`."""
+        """Sights ``[B, T, SIGHT_SIZE]`` of frames ``[B, T, C, H, W]`` in [-1, 1]."""
         views = self.view(frames.flatten(0, 1).float())
         hidden = nn.functional.silu(self.hidden(views))
         return self.out(hidden).view(*frames.shape[:2], SIGHT_SIZE)

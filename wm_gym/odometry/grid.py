@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from wm_gym.array_typing import FrameMap, Pose, Poses
 from wm_gym.nn.config import WorldModelConfig
 from wm_gym.nn.map_memory import map_shape, read_map, seen_of
-from wm_gym.ops.bearings import QUARTER, along_axes, axis_of
+from wm_gym.ops.odometry.bearings import QUARTER, along_axes, axis_of
 from wm_gym.poses import MOTION_SIZE, moved
 
 SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1))

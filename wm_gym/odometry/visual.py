@@ -6,7 +6,7 @@ with the next pose. A dreamed frame was made for the pose that was predicted: be
 motion again, whether or not a wall would have stopped it, so it is looked at alone; or, if memory has a map, not at
 all (`wm_gym.odometry.by_map`). Recursion runs through a few numbers only, so the frames of a context are looked at in
 parallel. With odometry of kind "grid" real frames also show bearings, which undo drift
-(`wm_gym.ops.bearings`).
+(`wm_gym.ops.odometry.bearings`).
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from wm_gym.nn.config import WorldModelConfig
 from wm_gym.odometry.bearings import Bearings
 from wm_gym.odometry.by_map import MapOdometry
 from wm_gym.odometry.grid import GridOdometry
-from wm_gym.ops.bearings import GRID_STATE_SIZE, filtered_poses, grid_pose, moved_on
-from wm_gym.ops.odometry import odometry_motions, odometry_scan, origin_pose
+from wm_gym.ops.odometry.bearings import GRID_STATE_SIZE, filtered_poses, grid_pose, moved_on
+from wm_gym.ops.odometry.motions import odometry_motions, odometry_scan, origin_pose
 from wm_gym.ops.step import Backend
 from wm_gym.poses import MOTION_SIZE, motion_between
 
@@ -233,7 +233,7 @@ class VisualOdometry(nn.Module):
         return F.silu(self.compare(torch.cat([pair, columns], dim=1)))
 
     def motions(self, state: OdometryState, looked: Looked) -> tuple[Motions, Motions, Tensor]:
-        """The recursion with gradients; see :func:`wm_gym.ops.odometry.odometry_motions`."""
+        """The recursion with gradients; see :func:`wm_gym.ops.odometry.motions.odometry_motions`."""
         hidden, out, seen, has_previous, _ = looked
         return odometry_motions(
             hidden, out, seen, has_previous, state[:, :_RECENT], *self._recurrent_weights(), *self._scales()

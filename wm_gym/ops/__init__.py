@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from wm_gym.array_typing import ScanInput, ScanProjection, ScanState, ScanStep
-from wm_gym.ops import mamba, ssd
-from wm_gym.ops.attention import banded_local_attention, flex_local_attention, frame_block_mask
+from wm_gym.ops.attention.local import banded_local_attention, flex_local_attention, frame_block_mask
+from wm_gym.ops.scan import chunked, mamba
 
 __all__ = ["banded_local_attention", "causal_conv", "flex_local_attention", "frame_block_mask", "ssd_scan"]
 
@@ -35,7 +35,7 @@ def ssd_scan(
     length = x.shape[1]
     committed = length if num_committed is None else num_committed
     if initial_state is not None and length <= _MAX_CHUNK:
-        return ssd.ssd_chunk(x, dt, a, b, c, skip, initial_state, committed)
+        return chunked.ssd_chunk(x, dt, a, b, c, skip, initial_state, committed)
     if initial_state is not None and committed == 0:
         return ssd_scan(x, dt, a, b, c, skip, initial_state)[0], initial_state
     if committed < length:
@@ -45,7 +45,7 @@ def ssd_scan(
         return torch.cat([y0, y1], dim=1), state
     if x.is_cuda and length > _MAX_CHUNK and mamba.is_available():
         return mamba.ssd_scan(x, dt, a, b, c, skip, initial_state)  # pyright: ignore[reportCallIssue]
-    return ssd.ssd_scan(x, dt, a, b, c, skip, initial_state)
+    return chunked.ssd_scan(x, dt, a, b, c, skip, initial_state)
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, conv_state: Tensor | None = None) -> tuple[Tensor, Tensor]:

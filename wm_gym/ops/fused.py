@@ -15,15 +15,15 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from wm_gym.ops.triton.bias_gelu import bias_gelu as gelu_forward
-from wm_gym.ops.triton.bias_gelu import bias_gelu_backward
-from wm_gym.ops.triton.chunk_scan import chunk_scan, chunk_scan_backward
-from wm_gym.ops.triton.conv_silu import conv_silu, conv_silu_backward
-from wm_gym.ops.triton.frame_attention import frame_attention as attention_forward
-from wm_gym.ops.triton.frame_attention import frame_attention_backward as attention_backward
-from wm_gym.ops.triton.gated_norm_train import gated_norm, gated_norm_backward
-from wm_gym.ops.triton.residual_norm_train import residual_norm as residual_norm_forward
-from wm_gym.ops.triton.residual_norm_train import residual_norm_backward
+from wm_gym.ops.attention.training_kernel import frame_attention as attention_forward
+from wm_gym.ops.attention.training_kernel import frame_attention_backward as attention_backward
+from wm_gym.ops.feed_forward.bias_gelu_kernel import bias_gelu as gelu_forward
+from wm_gym.ops.feed_forward.bias_gelu_kernel import bias_gelu_backward
+from wm_gym.ops.norm.gated_training_kernel import gated_norm, gated_norm_backward
+from wm_gym.ops.norm.residual_training_kernel import residual_norm as residual_norm_forward
+from wm_gym.ops.norm.residual_training_kernel import residual_norm_backward
+from wm_gym.ops.scan.conv_kernel import conv_silu, conv_silu_backward
+from wm_gym.ops.scan.training_kernel import chunk_scan, chunk_scan_backward
 
 
 class _Mixer(Function):

@@ -92,7 +92,7 @@ def scan_step(
     _check_scan_step(projected, conv_weight, ssm_state, conv_state, block_size, num_committed)
     arguments = (projected, conv_weight, conv_bias, dt_bias, a, skip, ssm_state, conv_state, block_size, num_committed)
     if uses_triton(projected.device, backend):
-        from wm_gym.ops.triton.scan_step import scan_step as kernel
+        from wm_gym.ops.scan.step_kernel import scan_step as kernel
 
         return kernel(*arguments)
     return step_reference.scan_step(*arguments)
@@ -110,7 +110,7 @@ def gated_norm(y: Tensor, weight: Tensor, eps: float = 1e-5, *, backend: Backend
         Same shape and dtype as ``y``.
     """
     if uses_triton(y.device, backend):
-        from wm_gym.ops.triton.gated_norm import gated_norm as kernel
+        from wm_gym.ops.norm.gated_kernel import gated_norm as kernel
 
         return kernel(y, weight, eps)
     return step_reference.gated_norm(y, weight, eps)
@@ -151,7 +151,7 @@ def ring_attention(
     _check_ring_attention(qkv, cos, sin, kv_ring, num_cached, num_committed)
     arguments = (qkv, query_norm, key_norm, cos, sin, kv_ring, num_cached, num_committed)
     if uses_triton(qkv.device, backend):
-        from wm_gym.ops.triton.ring_attention import ring_attention as kernel
+        from wm_gym.ops.attention.ring_kernel import ring_attention as kernel
 
         return kernel(*arguments)
     return step_reference.ring_attention(*arguments)
@@ -186,7 +186,7 @@ def residual_adaln(
     if (branch is None) != (gate is None):
         raise ValueError("one of branch and gate was given without the other; give both, or None for both.")
     if uses_triton(tokens.device, backend):
-        from wm_gym.ops.triton.residual_adaln import residual_adaln as kernel
+        from wm_gym.ops.norm.residual_kernel import residual_adaln as kernel
 
         return kernel(tokens, branch, gate, shift, scale, out_dtype)
     return step_reference.residual_adaln(tokens, branch, gate, shift, scale, out_dtype)
@@ -208,7 +208,7 @@ def frame_noise(keys: Tensor, counters: Tensor, shape: tuple[int, int, int], *, 
         float32 ``[B, C, H, W]``.
     """
     if uses_triton(keys.device, backend):
-        from wm_gym.ops.triton.noise import frame_noise as kernel
+        from wm_gym.ops.noise.philox_kernel import frame_noise as kernel
 
         return kernel(keys, counters, shape)
     return step_reference.frame_noise(keys, counters, shape)

@@ -1,4 +1,4 @@
-"""Plain PyTorch versions of the operations of one inference step: the truth for the kernels in ``wm_gym.ops.triton``.
+"""Plain PyTorch versions of the operations of one inference step: the truth for the kernels in ``wm_gym.ops``.
 
 The contracts stand in :mod:`wm_gym.ops.step`. Everything is computed in float32 whatever the inputs, and rounded once.
 """
@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wm_gym.ops import causal_conv, reference, ssd
+from wm_gym.ops import causal_conv, reference
+from wm_gym.ops.scan import chunked
 
 _WORD = 0xFFFFFFFF
 # Multipliers and key increments of Philox-4x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
@@ -56,7 +57,7 @@ def scan_step(
     x, dt = x.unflatten(-1, (heads, dim)), F.softplus(dt + dt_bias.float())
     committed = num_committed * block_size**2
     state = ssm_state.flatten(0, 1).float()
-    y, new_state = ssd.ssd_chunk(x, dt, a, b, c, skip, state, committed)
+    y, new_state = chunked.ssd_chunk(x, dt, a, b, c, skip, state, committed)
     y = (y.flatten(-2) * F.silu(gate)).to(projected.dtype)
     if committed:
         ssm_state.copy_(new_state.view_as(ssm_state))

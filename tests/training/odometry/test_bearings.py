@@ -25,7 +25,7 @@ from wm_gym.checkpoint import Checkpoint, load_checkpoint
 from wm_gym.codec import frames_to_model
 from wm_gym.odometry.grid import AROUND, GridOdometry, InCell
 from wm_gym.odometry.visual import PAST_ACTIONS, VisualOdometry
-from wm_gym.ops.bearings import GRID_STATE_SIZE, counted_angles, filtered_poses, grid_angles, grid_pose
+from wm_gym.ops.odometry.bearings import GRID_STATE_SIZE, counted_angles, filtered_poses, grid_angles, grid_pose
 from wm_gym.poses import placed, relative_to_first
 from wm_gym.world_model import WorldModel
 

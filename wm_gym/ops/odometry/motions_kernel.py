@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wm_gym.ops.triton.launch import next_power_of_two
+from wm_gym.ops.launch import next_power_of_two
 
 _OUTPUT_TILE = 16  # covers the six outputs, and what else there are few of
 _INPUT_TILE = 16  # covers the six recent numbers and the three of surprise
@@ -128,7 +128,7 @@ def odometry_scan(
     scale: float,
     surprise: float,
 ) -> tuple[Tensor, Tensor]:
-    """Kernel of :func:`wm_gym.ops.odometry.odometry_scan`."""
+    """Kernel of :func:`wm_gym.ops.odometry.motions.odometry_scan`."""
     batch, length, width = hidden.shape
     poses, new_recent = hidden.new_empty(batch, length, 4), hidden.new_empty(batch, 6)
     tensors = (hidden, out, seen, has_previous, recent, pose, recur, inner, inner_bias, last, last_recent)

@@ -15,9 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wm_gym.ops.triton.scan_gradients import scan_backward_bc, scan_backward_x
-from wm_gym.ops.triton.scan_steps import scan_steps_backward_kernel, scan_steps_kernel
-from wm_gym.ops.triton.token_order import token_index
+from wm_gym.ops.scan.gradients_kernel import scan_backward_bc, scan_backward_x
+from wm_gym.ops.scan.step_sizes_kernel import scan_steps_backward_kernel, scan_steps_kernel
+from wm_gym.ops.scan.token_order_kernel import token_index
 
 _CHUNK = 64
 _STEP_CHUNKS = 16  # chunks whose step sizes a program computes

@@ -156,7 +156,7 @@ def grid_filter(
     unknown: float,
     most_unknown: float,
 ) -> tuple[Tensor, Tensor]:
-    """Kernel of :func:`wm_gym.ops.bearings.filtered_poses`.
+    """Kernel of :func:`wm_gym.ops.odometry.bearings.filtered_poses`.
 
     Args:
         state: ``[B, 40]``.

@@ -50,7 +50,7 @@ def odometry_scan(
     """
     weights = (recur, inner, inner_bias, last, last_recent)
     if uses_triton(hidden.device, backend):
-        from wm_gym.ops.triton.odometry_scan import odometry_scan as kernel
+        from wm_gym.ops.odometry.motions_kernel import odometry_scan as kernel
 
         return kernel(hidden, out, seen, has_previous, recent, pose, *weights, scale, surprise)
     changes, motions, new_recent = odometry_motions(hidden, out, seen, has_previous, recent, *weights, scale, surprise)

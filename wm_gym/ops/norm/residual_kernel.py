@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wm_gym.ops.triton.launch import ceil_div, next_power_of_two
+from wm_gym.ops.launch import ceil_div, next_power_of_two
 
 _FILLS_A_GPU = 1024  # programs; beyond it, each takes more tokens
 

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wm_gym.ops.triton.launch import ceil_div, matrix_operand, matrix_precision, next_power_of_two
+from wm_gym.ops.launch import ceil_div, matrix_operand, matrix_precision, next_power_of_two
 
 _FILLS_A_GPU = 256  # programs
 

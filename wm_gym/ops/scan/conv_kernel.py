@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wm_gym.ops.triton.token_order import token_index
+from wm_gym.ops.scan.token_order_kernel import token_index
 
 _FORWARD_TOKENS = 32
 _SEGMENT = 64  # tokens that a backward program walks through

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wm_gym.ops.triton.launch import ceil_div
+from wm_gym.ops.launch import ceil_div
 
 _TILE = 256  # groups of four normals per program
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from wm_gym.ops.triton.token_order import token_index
+from wm_gym.ops.scan.token_order_kernel import token_index
 
 
 @triton.jit

@@ -81,7 +81,7 @@ def filtered_poses(
     variance = ALIKE / length.clamp(min=_LEAST_CERTAIN)  # of angles; of headings and of places it is less
     variance = torch.cat([variance[..., :1] / 16, variance[..., 1:] / math.tau**2], dim=-1)
     if uses_triton(sights.device, backend):
-        from wm_gym.ops.triton.bearings import grid_filter
+        from wm_gym.ops.odometry.bearings_kernel import grid_filter
 
         planar = torch.cat([pose[:, :2], torch.atan2(pose[:, 3:], pose[:, 2:3])], dim=-1)
         constants = OFF_CELLS, OFF_RADIANS, _SURPRISE, _UNKNOWN, _MOST_UNKNOWN

@@ -17,8 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wm_gym.ops.triton.launch import ceil_div, matrix_operand, matrix_precision, next_power_of_two
-from wm_gym.ops.triton.scan_conv import LOG2_OF_E, scan_conv, silu, token_rows
+from wm_gym.ops.launch import ceil_div, matrix_operand, matrix_precision, next_power_of_two
+from wm_gym.ops.scan.step_conv_kernel import LOG2_OF_E, scan_conv, silu, token_rows
 
 _MAX_PIECE = 64  # tokens per matrix product
 _FILLS_A_GPU = 256  # programs

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wm_gym.ops.triton.launch import ceil_div, next_power_of_two
+from wm_gym.ops.launch import ceil_div, next_power_of_two
 
 LOG2_OF_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 

@@ -1,0 +1,1 @@
+"""Noise that is the same on every device."""

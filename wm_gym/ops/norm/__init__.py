@@ -1,0 +1,1 @@
+"""Norms, with what stands before and after them."""

@@ -1,0 +1,1 @@
+"""The recursion of odometry, and the filter of its bearings."""

@@ -1,0 +1,1 @@
+"""The selective scan over blocks of tokens, and the convolution before it."""
