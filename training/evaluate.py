@@ -122,7 +122,10 @@ def evaluate_recall(arguments: Arguments, argv: Sequence[str]) -> Recall:
 
 
 def evaluate_imagination(arguments: Arguments, argv: Sequence[str]) -> Imagination:
-    """What `evaluate` is to a short look, for dreams into the unknown; raises as `evaluate_recall` does."""
+    """What `evaluate` is to a short look, for dreams into the unknown; raises as `evaluate_recall` does.
+
+    The file has each row as soon as it is measured.
+    """
     options = arguments.recall
     options.check()
     checkpoint, model, batch_size = _load(arguments)
@@ -132,15 +135,18 @@ def evaluate_imagination(arguments: Arguments, argv: Sequence[str]) -> Imaginati
     walks = load_walks(arguments, checkpoint)
     seen = (options.seen_distance, options.seen_angle)
     setting = Setting(arguments.context, options.conditioning, arguments.noise_seed, batch_size, seen)
-    measured = measure_imagination(model, walks, rows, setting, load_frame_reader(given.reader))
-    record = {
+    subject = {
         "protocol": options.protocol,
         "conditioning": options.conditioning,
         **_subject(arguments, checkpoint, walks),
-        **measured.record,
-        **provenance("training.evaluate", argv),
     }
-    return dataclasses.replace(measured, record=record)
+    source = provenance("training.evaluate", argv)
+
+    def keep(record: dict[str, Any]) -> None:
+        write_json(arguments.out, {**subject, **record, **source})
+
+    measured = measure_imagination(model, walks, rows, setting, load_frame_reader(given.reader), keep)
+    return dataclasses.replace(measured, record={**subject, **measured.record, **source})
 
 
 def load_walks(arguments: Arguments, checkpoint: Checkpoint) -> Rollouts:

@@ -7,7 +7,7 @@ began. Each row is a way of dreaming (what a dreamed frame leaves in memory, and
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,12 +52,18 @@ class Setting:
 
 
 def measure_imagination(
-    model: WorldModel, walks: Rollouts, rows: Sequence[Row], setting: Setting, reader: FrameReader | None = None
+    model: WorldModel,
+    walks: Rollouts,
+    rows: Sequence[Row],
+    setting: Setting,
+    reader: FrameReader | None = None,
+    keep: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> Imagination:
     """Dreams in all ways and says how good each is.
 
     Args:
         walks: 2 M real walks; the first half is dreamed, the second is what real frames are compared with.
+        keep: receives the record after each row, so that nothing is lost if a later one does not come to its end.
 
     Raises:
         ValueError: walks that are too few or too short, or a way of dreaming that the model cannot.
@@ -73,21 +79,23 @@ def measure_imagination(
     ours, others = (_part(walks, part) for part in (slice(0, half), slice(half, 2 * half)))
     reality = Reality.of(ours, others, setting.num_context, setting.seen, reader)
     config, dreams, figures = model.config, {}, {}
+    record = {
+        "definitions": definitions(setting.num_context, ours.frames.shape[1] - setting.num_context),
+        "real": reality.figures,
+        "rows": figures,
+    }
     try:
         for row in rows:
             model.config = dataclasses.replace(
                 config, feedback_interval=row.feedback_interval, write_once=row.write_once
             )
             dreams[row.name] = dream_there_and_back(model, ours, others, row.num_denoising_steps, setting)
-            figures[row.name] = row_figures(dreams[row.name], reality, reader)
-            print(f"{row.name}: " + short_line(figures[row.name]), flush=True)
+            measured = row_figures(dreams[row.name], reality, reader)
+            figures[row.name] = dataclasses.asdict(row) | {"figures": measured}
+            print(f"{row.name}: " + short_line(measured), flush=True)
+            keep(record)
     finally:
         model.config = config
-    record = {
-        "definitions": definitions(setting.num_context, ours.frames.shape[1] - setting.num_context),
-        "real": reality.figures,
-        "rows": {row.name: dataclasses.asdict(row) | {"figures": figures[row.name]} for row in rows},
-    }
     return Imagination(record, reality, dreams)
 
 

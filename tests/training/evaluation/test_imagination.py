@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from tests.toy_store import TOY_ENV, make_toy_store
 from training.evaluate import main
 from training.evaluation.frame_reader import FrameReader, frechet_distance, load_frame_reader, save_reader
 from training.evaluation.imagination import returning, with_context_of
-from training.evaluation.imagination_measures import gradient_energy
+from training.evaluation.imagination_measures import gradient_energy, row_figures
 from training.evaluation.imagination_rows import parse_row
 from training.recording.rollouts import Rollouts, read_rollouts
 from wm_gym.poses import motion_between
@@ -98,7 +99,9 @@ def test_a_missing_reader_says_what_makes_one(tmp_path: Path) -> None:
         load_frame_reader(tmp_path / "none.safetensors")
 
 
-def test_the_command_writes_figures_plot_and_strips(store: Path, reader: Path, tmp_path: Path) -> None:
+def test_the_command_writes_figures_plot_and_strips(
+    store: Path, reader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tiny_model_with_odometry(**TINY_MAP, feedback_interval=0)
     checkpoint, out = save_tiny_checkpoint(tmp_path / "model.safetensors", model), tmp_path / "imagination.json"
     given = ["--env", TOY_ENV, "--policy", "random", "--seeds", f"{FIRST}-{FIRST + 3}", "--rollouts", str(store)]
@@ -113,7 +116,20 @@ def test_the_command_writes_figures_plot_and_strips(store: Path, reader: Path, t
         str(checkpoint),
     ]
     given += ["--context", str(CONTEXT), "--frames", str(STEPS), "--imagination.reader", str(reader)]
-    main([*given, "--out", str(out), "--imagination.rows", "none:1", "once:2"])
+    command = [*given, "--out", str(out), "--imagination.rows", "none:1", "once:2"]
+    done: list[Any] = []
+
+    def dies_in_the_second_row(*arguments: Any) -> Any:
+        if done:
+            raise InterruptedError
+        done.append(row_figures(*arguments))
+        return done[0]
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr("training.evaluation.imagination.row_figures", dies_in_the_second_row)
+        main(command)
+    assert list(json.loads(out.read_text())["rows"]) == ["none:1"]  # what was measured is kept
+    main(command)
     record = json.loads(out.read_text())
     assert list(record["rows"]) == ["none:1", "once:2"]
     assert record["rows"]["once:2"]["write_once"] == 0.2
