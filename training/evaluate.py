@@ -249,7 +249,7 @@ def _check_spaces(rollouts: Rollouts, checkpoint: Checkpoint) -> None:
 def dream(model: WorldModel, rollouts: Rollouts, arguments: Arguments, batch_size: int) -> Tensor:
     """Imagined frames, uint8 [M, frames, H, W, C]; the noise of a maze depends on its seed alone."""
     passes, conditioning = arguments.num_denoising_steps, short_look_conditioning(model, arguments)
-    dreamer = Dreamer(model, batch_size, passes, arguments.noise_seed, conditioning=conditioning)
+    dreamer = Dreamer(model, batch_size, passes, arguments.noise_seed, conditioning=conditioning, graph=False)
     walks = first_frames(rollouts, arguments.context + arguments.frames)
     return dreamer.imagine(walks, arguments.context, "kept")
 
