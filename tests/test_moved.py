@@ -4,10 +4,14 @@ import importlib
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
+import gymnasium as gym
+import numpy as np
 import pytest
 
 import wm_gym  # noqa: F401 (accepts old names)
+from agents.policies.loading import load_ppo
 from tests.paths import ROOT
 from wm_gym.moved import MOVED
 
@@ -32,3 +36,18 @@ def test_a_command_runs_under_its_old_name() -> None:
     assert result.returncode == 0, result.stderr
     assert "training.trials is now training.benchmarks.trials" in result.stderr
     assert "--out" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "agent", sorted((ROOT / "docs" / "results" / "agents").rglob("*.zip")), ids=lambda path: path.parent.name
+)
+def test_agents_that_were_saved_under_old_names_load(agent: Path) -> None:
+    for old in MOVED:
+        sys.modules.pop(old, None)
+    model = load_ppo(agent, gym.spaces.Box(0, 255, (64, 64, 3), np.uint8), gym.spaces.Discrete(6))
+    action, _ = model.predict(np.zeros((1, 64, 64, 3), np.uint8))
+    assert 0 <= action[0] < 6
+
+
+def test_there_are_such_agents() -> None:
+    assert list((ROOT / "docs" / "results" / "agents").rglob("*.zip"))

@@ -11,10 +11,16 @@ from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 
+# Also those that the files of agents name, which Stable-Baselines3 pickles.
 MOVED: dict[str, str] = {
     "agents.acting": "agents.policies.acting",
+    "agents.critic": "agents.planners.critic",
+    "agents.device_ppo": "agents.learning.device_ppo",
+    "agents.dyna_policy": "agents.learning.dyna_policy",
     "agents.mcts": "agents.planners.mcts",
+    "agents.networks": "agents.learning.networks",
     "agents.planner": "agents.planners.shooting",
+    "agents.ppo_config": "agents.learning.config",
     "agents.rollout_planner": "agents.planners.rollouts",
     "agents.sb3": "agents.environments.sb3",
     "training.bench_collect": "training.benchmarks.collect",
